@@ -123,26 +123,26 @@ class Command(NamedTuple):
         size = len(raw)
         if size < 4:
             raise FormatError(f"command of {size} bytes: a header has 4")
-        head = raw[:4]
+        cla, ins, p1, p2 = raw[0], raw[1], raw[2], raw[3]
         if size == 4:
-            return cls(*head)
+            return cls(cla, ins, p1, p2)
         if size == 5:
-            return cls(*head, b"", raw[4])
+            return cls(cla, ins, p1, p2, b"", raw[4])
         if raw[4]:
             end = 5 + raw[4]
             if size == end:
-                return cls(*head, raw[5:])
+                return cls(cla, ins, p1, p2, raw[5:])
             if size == end + 1:
-                return cls(*head, raw[5:end], raw[end])
+                return cls(cla, ins, p1, p2, raw[5:end], raw[end])
         elif size == 7:
-            return cls(*head, b"", int.from_bytes(raw[5:], "big") or MAX_EXTENDED + 1)
+            return cls(cla, ins, p1, p2, b"", int.from_bytes(raw[5:], "big") or MAX_EXTENDED + 1)
         elif size > 7:
             end = 7 + int.from_bytes(raw[5:7], "big")
             if end > 7 and size == end:
-                return cls(*head, raw[7:])
+                return cls(cla, ins, p1, p2, raw[7:])
             if end > 7 and size == end + 2:
-                return cls(*head, raw[7:end], int.from_bytes(raw[end:], "big") or MAX_EXTENDED + 1)
-        raise FormatError(f"command {head.hex().upper()}: Lc and Le do not fit its {size} bytes")
+                return cls(cla, ins, p1, p2, raw[7:end], int.from_bytes(raw[end:], "big") or MAX_EXTENDED + 1)
+        raise FormatError(f"command {raw[:4].hex().upper()}: Lc and Le do not fit its {size} bytes")
 
 
 class Response(NamedTuple):

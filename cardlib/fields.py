@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import date, time
-from functools import cache
 from typing import Any, ClassVar, Protocol, Self, get_type_hints
 
 from cardlib.errors import FormatError
@@ -131,15 +130,23 @@ class BcdTime:
             raise FormatError(f"{digits} is no time of day") from e
 
 
-@cache
-def _layout(cls: type[Record]) -> tuple[tuple[str, int, int, Callable[[Any], bytes], Callable[[bytes], Any]], ...]:
+_Layout = tuple[tuple[str, int, int, Callable[[Any], bytes], Callable[[bytes], Any]], ...]
+_LAYOUTS: dict[type, _Layout] = {}
+
+
+def _layout(cls: type[Record]) -> _Layout:
+    """Offsets and codecs of a record class, worked out at its first use."""
+    known = _LAYOUTS.get(cls)
+    if known:
+        return known
     hints = get_type_hints(cls, include_extras=True)
     rows, at = [], 0
     for field in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
         codec: Codec = hints[field.name].__metadata__[0]
         rows.append((field.name, at, at + codec.size, codec.encode, codec.decode))
         at += codec.size
-    return tuple(rows)
+    layout = _LAYOUTS[cls] = tuple(rows)
+    return layout
 
 
 class Record:
