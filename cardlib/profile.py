@@ -214,7 +214,7 @@ class LastPassage(Record):
     flag: Annotated[int, U(1)]
     zone: Annotated[int, U(2)]
     day: Annotated[date | None, BcdDate()]
-    time: Annotated[time, BcdTime()]
+    at: Annotated[time, BcdTime()]
     direction: Annotated[int, U(1)]
 
     @classmethod
@@ -256,7 +256,7 @@ class Punch(Record):
     """One record of 001A."""
 
     day: Annotated[date | None, BcdDate()]
-    time: Annotated[time, BcdTime()]
+    at: Annotated[time, BcdTime()]
     terminal: Annotated[bytes, Raw(6)]
     kind: Annotated[int, U(1)]
     sequence: Annotated[int, U(2)]
