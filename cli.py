@@ -1,0 +1,198 @@
+"""The door: root command, global options, one table from error to exit code, nouns that load when named."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cardlib import errors
+from cardlib.transport import Transport
+from console import Session, global_options
+
+VERSION = "0.1.0"
+
+EXIT_CODES: list[tuple[type[BaseException], int]] = [
+    (errors.Refused, 1),
+    (errors.ConfigError, 2),
+    (errors.FormatError, 2),
+    (errors.NotFound, 3),
+    (errors.Conflict, 4),
+    (errors.TransportError, 5),
+    (errors.StatusError, 6),
+    (errors.CryptoError, 7),
+    (errors.CheckFailed, 8),
+    (errors.OutcomeUnknown, 9),
+    (errors.DatabaseError, 10),
+]
+"""design.md, "Command line". First match wins; anything else is a bug (70)."""
+BUG, INTERRUPTED, USAGE = 70, 130, 2
+
+NOUNS = {
+    "init": "backoffice.commands.init",
+    "doctor": "doctor",
+    "demo": "simulator.demo",
+    "enterprise": "backoffice.commands.enterprise",
+    "operator": "backoffice.commands.operator",
+    "member": "backoffice.commands.member",
+    "card": "backoffice.commands.card",
+    "wallet": "backoffice.commands.wallet",
+    "terminal": "terminals.commands",
+    "blacklist": "backoffice.commands.blacklist",
+    "key": "keymgmt.commands",
+    "settle": "backoffice.commands.settle",
+    "audit": "backoffice.commands.audit",
+    "db": "backoffice.commands.db",
+    "sim": "simulator.commands",
+    "apdu": "cardlib.commands",
+}
+"""Each module has one click command named ``command``."""
+
+
+class Root(click.Group):
+    """Imports a noun's module only when the noun is named, so that ``--help`` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All nouns, without importing one."""
+        return list(NOUNS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the noun's module."""
+        if cmd_name not in NOUNS:
+            return None
+        command = importlib.import_module(NOUNS[cmd_name]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the nouns with fixed words: importing them all would cost a second."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(noun, HELP[noun]) for noun in NOUNS])
+
+
+HELP = {
+    "init": "Make the databases, the key store and the first operator.",
+    "doctor": "Check this installation and say what to mend.",
+    "demo": "Run a company of 50 people for a day on the simulator.",
+    "enterprise": "Register enterprises and what they subscribe to.",
+    "operator": "People who may use this tool, and their roles.",
+    "member": "Members of the enterprise; import from a spreadsheet.",
+    "card": "Wash, issue, lose, unlock, reissue, cancel cards.",
+    "wallet": "Recharge, refund, subsidy, balance.",
+    "terminal": "Terminals: register, pay, recharge, undo, journals.",
+    "blacklist": "Lists of cards that every terminal refuses.",
+    "key": "Keys by reference: make, list, activate.",
+    "settle": "Collect journals, verify, post, reconcile.",
+    "audit": "Who did what; proof that nothing was changed.",
+    "db": "State of the databases: status, migrate, backup, verify.",
+    "sim": "Simulated cards and SAMs behind a virtual reader.",
+    "apdu": "Send single commands to a card.",
+}
+
+
+def _open_simulated(rest: str) -> Transport:
+    from simulator.image import open_image  # noqa: PLC0415  # only for sim: readers
+
+    return open_image(Path(rest))
+
+
+def _open_pcsc(rest: str) -> Transport:
+    from cardlib import pcsc  # noqa: PLC0415  # pyscard is optional
+    from cardlib.transport import GetResponse  # noqa: PLC0415
+
+    return GetResponse(pcsc.connect(rest))
+
+
+def _defaults(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take defaults of global options from a TOML file."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise errors.ConfigError(f"config {path}: {e}") from e
+    known = {option.name for option in global_options()}
+    unknown = set(values) - {str(name) for name in known}
+    if unknown:
+        raise errors.ConfigError(f"config {path}: unknown {', '.join(sorted(unknown))}; known are {sorted(map(str, known))}")
+    ctx.default_map = values
+
+
+def _root() -> Root:
+    config = click.Option(
+        ["--config"], type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_defaults,
+        envvar="ONECARD_CONFIG", help="TOML file with defaults for the options below.",
+    )
+    root = Root("onecard", params=[config, *global_options()], help=HELP_TEXT, no_args_is_help=True)
+    return click.version_option(VERSION, message="onecard %(version)s")(root)
+
+
+HELP_TEXT = """The toolkit of a one-card system: one card opens doors, clocks attendance and pays.
+
+Global options stand before or behind the verb; each has an ONECARD_* variable. Secrets are asked for, or read
+from a file; they are never arguments. Exit codes: 0 done, 1 refused by a rule, 2 usage, 3 not found, 4 conflict,
+5 reader or line (safe to retry), 6 card said no, 7 key wrong, 8 a check found something, 9 outcome unknown
+(resolve first), 10 database, 70 bug, 130 interrupted."""
+
+root = _root()
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error (design.md); 70 for what nobody raised on purpose."""
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), BUG)
+
+
+def _report(error: BaseException, code: int, session: Session) -> None:
+    message = str(error) or type(error).__name__
+    if session.json:
+        detail: dict[str, Any] = {"error": type(error).__name__, "message": message, "exit": code}
+        for name in ("reason", "sw", "journal_id"):
+            if hasattr(error, name):
+                detail[name] = getattr(error, name)
+        click.echo(json.dumps(detail, ensure_ascii=False), err=True)
+    else:
+        click.echo(f"onecard: {message}", err=True)
+
+
+def run(args: list[str], session: Session) -> int:
+    """Run one invocation and return its exit code."""
+    try:
+        root.main(args=args, prog_name="onecard", standalone_mode=False, obj=session)
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _report(KeyboardInterrupt("interrupted; what was finished is kept"), INTERRUPTED, session)
+        return INTERRUPTED
+    except click.ClickException as e:
+        ctx = getattr(e, "ctx", None)
+        hint = f" (see {ctx.command_path} --help)" if ctx else ""
+        _report(errors.ConfigError(e.format_message() + hint), USAGE, session)
+        return USAGE
+    except BrokenPipeError:
+        return 0
+    except errors.OneCardError as e:
+        _report(e, exit_code(e), session)
+        return exit_code(e)
+    except Exception as e:  # the last net: a bug must not look like a refusal
+        logging.getLogger("onecard").debug("bug", exc_info=True)
+        _report(RuntimeError(f"bug: {type(e).__name__}; run again with --log-level debug and report it"), BUG, session)
+        return BUG
+    finally:
+        session.close()
+    return 0
+
+
+def main() -> None:
+    """Entry point of the ``onecard`` command."""
+    session = Session(openers={"sim": _open_simulated, "pcsc": _open_pcsc})
+    sys.exit(run(sys.argv[1:], session))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""What every command shares: global options, output, progress, questions, secrets, readers.
+
+Data goes to stdout, everything else to stderr. The session is the click context's ``obj``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cardlib.errors import ConfigError, FormatError, Refused
+from cardlib.transport import Recorder, Transport
+
+T = TypeVar("T")
+Opener = Callable[[str], Transport]
+"""Opens the part of a reader's name behind its scheme."""
+
+MAX_FEN = 99_999_999
+"""Largest amount a user may key: 999 999.99 yuan; a purse holds 4 bytes."""
+
+
+@dataclass
+class Session:
+    """One invocation: the global options and the ways to the outside."""
+
+    openers: Mapping[str, Opener] = field(default_factory=dict)
+    db: Path = Path("onecard-data")
+    enterprise: int | None = None
+    reader: str = "pcsc:"
+    operator: str = "admin"
+    json: bool = False
+    quiet: bool = False
+    yes: bool = False
+    no_input: bool = False
+    dry_run: bool = False
+    request_id: str = ""
+    trace_file: Path | None = None
+    log_level: str = "warning"
+    _open: list[Transport] = field(default_factory=list)
+
+    def emit(self, data: Any, text: str | Iterable[str] | None = None) -> None:  # noqa: ANN401  # any JSON value
+        """Print data: JSON under ``--json``, else the text (or the data's own lines)."""
+        if self.json:
+            click.echo(json.dumps(data, ensure_ascii=False, default=_jsonable))
+        elif text is None:
+            for line in _lines(data):
+                click.echo(line)
+        else:
+            for line in [text] if isinstance(text, str) else text:
+                click.echo(line)
+
+    def note(self, message: str) -> None:
+        """Tell the person something that is not data."""
+        if not self.quiet:
+            click.echo(message, err=True)
+
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """Pass items through, showing count, rate and time left on a terminal, or a line now and then."""
+        began = shown = time.monotonic()
+        live = sys.stderr.isatty()
+        for done, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if self.quiet or (done < total and now - shown < (0.2 if live else 5)):
+                continue
+            shown = now
+            rate = done / max(now - began, 0.001)
+            line = f"{label}: {done}/{total}, {rate:.0f}/s, {(total - done) / rate:.0f} s left"
+            click.echo(f"\r{line}\033[K" if live else line, err=True, nl=not live or done == total)
+
+    def confirm(self, word: str, consequence: str, given: str | None = None) -> None:
+        """Irreversible acts need a typed word, or ``--confirm WORD``. Raises Refused, so that the exit is not 0."""
+        if given is None and not self.no_input and sys.stdin.isatty():
+            given = click.prompt(f"{consequence}\nType {word} to go on", err=True, default="", show_default=False)
+        if given != word:
+            raise Refused("not_confirmed", f"{consequence} Nothing was done: confirm with --confirm {word}")
+
+    def secret(self, name: str, file: Path | None = None, *, new: bool = False) -> str:
+        """Get a secret: from ``file``, ``ONECARD_<NAME>_FILE``, or a prompt; ``-`` as file is stdin.
+
+        Raises ConfigError that says how to give it when there is no one to ask.
+        """
+        variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
+        path = str(file) if file else os.environ.get(variable, "")
+        if path:
+            text = sys.stdin.readline() if path == "-" else _read_secret(Path(path))
+        elif self.no_input or not sys.stdin.isatty():
+            raise ConfigError(f"{name} needed: put it in a file named by {variable} (nobody to ask here)")
+        else:
+            text = click.prompt(name.capitalize(), hide_input=True, confirmation_prompt=new, err=True)
+        text = text.rstrip("\r\n")
+        if not text:
+            raise ConfigError(f"the {name} is empty")
+        return text
+
+    def need_enterprise(self) -> int:
+        """The enterprise this command works on. Raises ConfigError when none was named."""
+        if self.enterprise is None:
+            raise ConfigError("which enterprise? Give --enterprise NUMBER or set ONECARD_ENTERPRISE")
+        return self.enterprise
+
+    def open_card(self, name: str | None = None) -> Transport:
+        """Open a reader by its name (``sim:``, ``pcsc:``, ``serial:``), traced when asked; closed at the end."""
+        name = name or self.reader
+        scheme, _, rest = name.partition(":")
+        opener = self.openers.get(scheme)
+        if opener is None:
+            raise ConfigError(f"reader {name}: start with one of {', '.join(f'{s}:' for s in self.openers)}")
+        card = opener(rest)
+        self._open.append(card)
+        if self.trace_file is None:
+            return card
+        from cardlib.trace import TraceWriter  # noqa: PLC0415  # only when asked for
+
+        return Recorder(card, TraceWriter(self.trace_file))
+
+    def close(self) -> None:
+        """Close every reader that was opened."""
+        while self._open:
+            self._open.pop().close()
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").split("\n", 1)[0]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"secret file {path}: {e.__class__.__name__}: can't be read") from e
+
+
+def _jsonable(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, bytes):
+        return value.hex().upper()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _lines(data: Any) -> Iterator[str]:  # noqa: ANN401
+    if isinstance(data, dict):
+        width = max((len(str(k)) for k in data), default=0)
+        for key, value in data.items():
+            yield f"{str(key).replace('_', ' '):<{width}}  {show(value)}"
+    elif isinstance(data, list):
+        yield from table(data)
+    else:
+        yield show(data)
+
+
+def show(value: Any) -> str:  # noqa: ANN401
+    """A value for people."""
+    if value is None:
+        return "-"
+    if isinstance(value, bytes):
+        return value.hex().upper()
+    if isinstance(value, (list, tuple)):
+        return ", ".join(show(v) for v in value)
+    return str(value)
+
+
+def table(rows: list[Any]) -> Iterator[str]:
+    """Lines of an aligned table from a list of dicts with the same keys."""
+    if not rows:
+        yield "(none)"
+        return
+    if not isinstance(rows[0], dict):
+        yield from (show(row) for row in rows)
+        return
+    heads = list(rows[0])
+    cells = [[h.replace("_", " ") for h in heads], *([show(row[h]) for h in heads] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    for row in cells:
+        yield "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+
+
+def yuan(fen: int) -> str:
+    """Money for people: 1250 fen is 12.50."""
+    sign = "-" if fen < 0 else ""
+    return f"{sign}{abs(fen) // 100}.{abs(fen) % 100:02d}"
+
+
+class Amount(click.ParamType[int]):
+    """An amount in yuan with at most two decimals, given to the command as fen."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Refuse zero, negative, too large and anything that is no plain decimal number."""
+        if isinstance(value, int):
+            return value
+        whole, dot, cents = str(value).partition(".")
+        good = whole.isascii() and whole.isdecimal() and (not dot or (cents.isascii() and cents.isdecimal()))
+        if not good or len(cents) > 2:
+            self.fail(f"{value!r} is no amount: write yuan like 12 or 12.50", param, ctx)
+        fen = int(whole) * 100 + int(cents.ljust(2, "0") or 0) if len(whole) < 12 else MAX_FEN + 1
+        if not 0 < fen <= MAX_FEN:
+            self.fail(f"{value} is out of range: 0.01 to {yuan(MAX_FEN)}", param, ctx)
+        return fen
+
+
+class Hex(click.ParamType[bytes]):
+    """Bytes written as hexadecimal digits, spaces allowed."""
+
+    name = "hex"
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:  # noqa: ANN401
+        """Refuse anything else, and another length when one is fixed."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            raw = bytes.fromhex(value)
+        except ValueError:
+            self.fail("not hexadecimal: write pairs of 0-9 A-F", param, ctx)
+        if self.size is not None and len(raw) != self.size:
+            self.fail(f"{len(raw)} bytes where {self.size} belong", param, ctx)
+        return raw
+
+
+AMOUNT = Amount()
+pass_session = click.make_pass_decorator(Session)
+
+
+def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # noqa: ANN401
+    """Put a global option, wherever it stood, into the session; the one behind the verb wins."""
+    session = ctx.ensure_object(Session)
+    source = ctx.get_parameter_source(param.name or "")
+    given = source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
+    later = ctx.parent is None or (source is not None and source.name == "COMMANDLINE")
+    if given and later and value is not None:
+        setattr(session, param.name or "", value)
+
+
+def _global(*names: str, **attrs: Any) -> click.Option:  # noqa: ANN401
+    option = click.Option(names, expose_value=False, callback=_store, **attrs)
+    option.envvar = f"ONECARD_{(option.name or '').upper()}"
+    return option
+
+
+def global_options() -> list[click.Option]:
+    """The options that every command takes, each with its ``ONECARD_*`` twin."""
+    path = click.Path(path_type=Path)
+    return [
+        _global("--db", type=path, help="Directory of databases and keys. [default: onecard-data]"),
+        _global("--enterprise", type=click.IntRange(1, 0xFFFFFFFF), help="Enterprise number."),
+        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, serial:PORT."),
+        _global("--operator", help="Who acts. [default: admin]"),
+        _global("--json", is_flag=True, default=None, help="Print data as JSON."),
+        _global("--quiet", is_flag=True, default=None, help="Print data and errors only."),
+        _global("--yes", is_flag=True, default=None, help="Answer plain questions with yes."),
+        _global("--no-input", is_flag=True, default=None, help="Never ask; fail instead."),
+        _global("--dry-run", is_flag=True, default=None, help="Show what would be done, change nothing."),
+        _global("--request-id", help="Repeating a request id gives the first outcome."),
+        _global("--trace-file", type=path, help="Write masked APDUs to this file."),
+        _global("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="For the log on stderr."),
+    ]
+
+
+class LeafCommand(click.Command):
+    """A verb that also takes the global options behind it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        for option in global_options():
+            option.hidden = True
+            self.params.append(option)
+
+
+class Noun(click.Group):
+    """A group of verbs on one noun."""
+
+    command_class = LeafCommand
+
+
+Noun.group_class = Noun
