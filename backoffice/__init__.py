@@ -1,0 +1,1 @@
+"""The enterprise management system: members, cards, books, lists. Meets terminals only in cardlib."""
