@@ -36,14 +36,15 @@ BUG, INTERRUPTED, USAGE = 70, 130, 2
 
 NOUNS = {
     "init": "backoffice.commands.init",
-    "doctor": "doctor",
+    "doctor": "backoffice.commands.doctor",
     "demo": "simulator.demo",
     "enterprise": "backoffice.commands.enterprise",
     "operator": "backoffice.commands.operator",
     "member": "backoffice.commands.member",
     "card": "backoffice.commands.card",
     "wallet": "backoffice.commands.wallet",
-    "terminal": "terminals.commands",
+    "terminal": "backoffice.commands.terminal terminals.commands",
+    "sam": "backoffice.commands.sam",
     "blacklist": "backoffice.commands.blacklist",
     "key": "keymgmt.commands",
     "settle": "backoffice.commands.settle",
@@ -52,7 +53,7 @@ NOUNS = {
     "sim": "simulator.commands",
     "apdu": "cardlib.commands",
 }
-"""Each module has one click command named ``command``."""
+"""Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""
 
 
 class Root(click.Group):
@@ -66,9 +67,13 @@ class Root(click.Group):
         """Import the noun's module."""
         if cmd_name not in NOUNS:
             return None
-        command = importlib.import_module(NOUNS[cmd_name]).command
-        assert isinstance(command, click.Command)
-        return command
+        first, *others = [importlib.import_module(name).command for name in NOUNS[cmd_name].split()]
+        assert isinstance(first, click.Command)
+        for other in others:
+            assert isinstance(first, click.Group)
+            assert isinstance(other, click.Group)
+            first.commands.update(other.commands)
+        return first
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the nouns with fixed words: importing them all would cost a second."""
@@ -86,6 +91,7 @@ HELP = {
     "card": "Wash, issue, lose, unlock, reissue, cancel cards.",
     "wallet": "Recharge, refund, subsidy, balance.",
     "terminal": "Terminals: register, pay, recharge, undo, journals.",
+    "sam": "SAMs: load keys, register, report lost.",
     "blacklist": "Lists of cards that every terminal refuses.",
     "key": "Keys by reference: make, list, activate.",
     "settle": "Collect journals, verify, post, reconcile.",
@@ -162,6 +168,7 @@ def _report(error: BaseException, code: int, session: Session) -> None:
 
 def run(args: list[str], session: Session) -> int:
     """Run one invocation and return its exit code."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         root.main(args=args, prog_name="onecard", standalone_mode=False, obj=session)
     except click.exceptions.Exit as e:

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. The session is the click context
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -238,6 +239,8 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # n
     later = ctx.parent is None or (source is not None and source.name == "COMMANDLINE")
     if given and later and value is not None:
         setattr(session, param.name or "", value)
+        if param.name == "log_level":
+            logging.getLogger().setLevel(value.upper())
 
 
 def _global(*names: str, **attrs: Any) -> click.Option:  # noqa: ANN401
