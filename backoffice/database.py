@@ -33,7 +33,13 @@ PLATFORM = 0
 
 _MIGRATION = re.compile(r"(\d{4})_(all|platform|enterprise)_\w+\.sql")
 _APPEND_ONLY = re.compile(r"^-- append only: (\w+)(?: sealed by ([\w, ]+))?$", re.MULTILINE)
-_PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "recursive_triggers": 1, "trusted_schema": 0}
+_PRAGMAS: dict[str, int | str] = {
+    "journal_mode": "wal",
+    "synchronous": 2,
+    "foreign_keys": 1,
+    "recursive_triggers": 1,
+    "trusted_schema": 0,
+}
 _UNIQUE = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _CAUSES = {
@@ -225,10 +231,12 @@ class Database:
             return int(tx.value("SELECT MAX(number) FROM schema_migration"))
 
     def verify(self) -> None:
-        """Check the file's structure and its foreign keys. Raises CheckFailed naming what is wrong."""
+        """Check the file's structure, schema, guards and foreign keys. Raises CheckFailed naming what is wrong."""
         with self.read() as tx:
             faults = [str(row[0]) for row in tx.all("PRAGMA integrity_check") if row[0] != "ok"]
             faults += [f"{row[0]}: row refers to a missing {row[2]}" for row in tx.all("PRAGMA foreign_key_check")]
+            found, wanted = _objects(tx), _fresh_objects(self.role)
+            faults += [f"{kind} {name} is missing or was changed" for kind, name, _ in sorted(wanted - found)]
         if faults:
             raise CheckFailed(f"{self.path}: {len(faults)} faults: " + "; ".join(faults[:10]))
 
@@ -293,7 +301,7 @@ class Database:
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
         connection = sqlite3.connect(uri, uri=True, timeout=0.2, isolation_level=None, check_same_thread=False)
         try:
-            _prepare(connection)
+            _prepare(connection, _PRAGMAS)
         except BaseException:
             connection.close()
             raise
@@ -330,10 +338,10 @@ class Database:
                     tx.execute("INSERT INTO schema_migration VALUES (?, ?, ?, ?)", row)
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, pragmas: dict[str, int | str]) -> None:
     """Set the pragmas and read them back: some file systems quietly keep another journal mode."""
     connection.row_factory = sqlite3.Row
-    for name, wanted in _PRAGMAS.items():
+    for name, wanted in pragmas.items():
         connection.execute(f"PRAGMA {name}={wanted}")
         got = connection.execute(f"PRAGMA {name}").fetchone()[0]
         if got != wanted:
@@ -360,6 +368,26 @@ def _applied(tx: Tx, role: DatabaseRole) -> list[tuple[int, str]]:
     if any(row["role"] != role for row in rows):
         raise DatabaseError(f"the {rows[0]['role']} database, not the {role} one")
     return [(row["number"], row["digest"]) for row in rows]
+
+
+def _objects(tx: Tx) -> set[tuple[str, str, str]]:
+    """Kind, name and text of every table, index and trigger but the engine's own."""
+    rows = tx.all("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name <> 'schema_migration'")
+    return {(row[0], row[1], row[2]) for row in rows}
+
+
+def _fresh_objects(role: DatabaseRole) -> set[tuple[str, str, str]]:
+    """What the migrations of a role make, from an empty database in memory."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        _prepare(connection, {})
+        connection.execute("BEGIN")
+        tx = Tx(connection, 0, str)
+        for migration in migrations(role):
+            _apply(tx, migration)
+        return _objects(tx)
+    finally:
+        connection.close()
 
 
 def _apply(tx: Tx, migration: Migration) -> None:
