@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum, unique
 from hashlib import sha256
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, Self, get_type_hints
 
 import cbor2
 
@@ -25,6 +25,7 @@ MAX_ENTRY = 4096
 """No canonical entry is longer; a longer one is refused before it is read."""
 MAX_HEAD = 256
 CHAIN_SIZE = 32
+ORIGIN_SIZE = 13
 DEFAULT_OFFSET_MIN = 480
 """Local time of an enterprise when it says nothing else: +08:00 (profile.md)."""
 
@@ -49,14 +50,14 @@ class Event(IntEnum):
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Codec of a TAC or MAC3: 4 bytes, or none when the card gave none."""
+class Maybe:
+    """Limit of a byte string that has ``size`` bytes or none at all."""
 
-    size: ClassVar[int] = 4
+    size: int
 
     def encode(self, value: bytes) -> bytes:
         """Raises FormatError on another length."""
-        return value if not value else Raw(4).encode(value)
+        return Raw(self.size).encode(value) if value else value
 
 
 class _Field(NamedTuple):
@@ -65,7 +66,6 @@ class _Field(NamedTuple):
     name: str
     type: type
     check: Callable[[Any], bytes] | None
-    optional: bool
 
 
 _FIELDS: dict[type, tuple[_Field, ...]] = {}
@@ -81,8 +81,7 @@ def _fields_of(cls: type[Coded]) -> tuple[_Field, ...]:
     for field in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
         hint = hints[field.name]
         kind, codec = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, None)
-        options = get_args(kind)
-        rows.append(_Field(field.name, options[0] if options else kind, codec and codec.encode, bool(options)))
+        rows.append(_Field(field.name, kind, codec and codec.encode))
     known = _FIELDS[cls] = tuple(rows)
     return known
 
@@ -105,11 +104,8 @@ class Coded:
     def to_map(self) -> dict[int, Any]:
         """The record as a map of plain values. Raises FormatError naming the field that is out of range."""
         found: dict[int, Any] = {}
-        for key, (name, kind, check, optional) in enumerate(_fields_of(type(self))):
+        for key, (name, kind, check) in enumerate(_fields_of(type(self))):
             value = getattr(self, name)
-            if value is None and optional:
-                found[key] = None
-                continue
             if check:
                 try:
                     check(value)
@@ -125,18 +121,15 @@ class Coded:
         if type(raw) is not dict or len(raw) != len(table):
             raise FormatError(f"{cls.__name__}: not a map of {len(table)} fields")
         values = {}
-        for key, (name, kind, _, optional) in enumerate(table):
+        for key, (name, kind, _) in enumerate(table):
             value = raw.get(key)
             plain = int if issubclass(kind, IntEnum) else kind
-            if not (value is None and optional):
-                if type(value) is not plain:
-                    raise FormatError(f"{cls.__name__}.{name} is missing or no {plain.__name__}")
-                if plain is not kind:
-                    try:
-                        value = kind(value)
-                    except ValueError as e:
-                        raise FormatError(f"{cls.__name__}.{name}: {value} is unknown") from e
-            values[name] = value
+            if type(value) is not plain:
+                raise FormatError(f"{cls.__name__}.{name} is missing or no {plain.__name__}")
+            try:
+                values[name] = value if plain is kind else kind(value)
+            except ValueError as e:
+                raise FormatError(f"{cls.__name__}.{name}: {value} is unknown") from e
         return cls(**values)
 
     def encode(self) -> bytes:
@@ -159,7 +152,7 @@ class Transaction(Coded):
     ``amount_fen`` of an overdraft update is the new limit, ``overdraft_fen`` the limit before. ``card_seq`` is
     the counter before the move, of the class that ``kind`` counts. ``terminal_seq`` is the SAM's; 0 for loads.
     ``tac`` of an unload is its MAC3. ``mac2_verified``: MAC2 was right in the SAM, or the host checked the
-    TAC or MAC3. ``undo_of`` is the terminal sequence of the purchase that this load undoes.
+    TAC or MAC3. ``undo_of`` is the :attr:`origin` of the purchase that this load undoes, empty for others.
     """
 
     enterprise_id: Annotated[int, U(4)]
@@ -177,10 +170,10 @@ class Transaction(Coded):
     algorithm: Annotated[int, U(1)]
     when: Annotated[bytes, Raw(7)]
     utc_ms: Annotated[int, U(6)]
-    tac: Annotated[bytes, Proof()] = b""
+    tac: Annotated[bytes, Maybe(4)] = b""
     mac2_verified: bool = False
     list_version: Annotated[int, U(8)] = 0
-    undo_of: Annotated[int | None, U(4)] = None
+    undo_of: Annotated[bytes, Maybe(ORIGIN_SIZE)] = b""
     outcome: Annotated[Outcome, U(1)] = Outcome.UNKNOWN
     request_id: Annotated[str, Text(64)] = ""
 
@@ -195,9 +188,9 @@ class Transaction(Coded):
 
     @property
     def origin(self) -> bytes:
-        """What no two moves share: SAM and its sequence, or card, purse and online sequence (books.md)."""
+        """13 bytes that no two moves share: SAM and its sequence, or card and online sequence (books.md)."""
         if self.kind.online:
-            return b"L" + self.card_serial + bytes([self.purse]) + self.card_seq.to_bytes(2, "big")
+            return b"L" + self.card_serial + bytes([self.purse, 0]) + self.card_seq.to_bytes(2, "big")
         return b"P" + self.sam_serial + self.terminal_seq.to_bytes(4, "big")
 
 
