@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock
+from threading import RLock, local
 from typing import Any, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 import cbor2
@@ -88,6 +88,7 @@ class FileStore:
         self._info: dict[KeyRef, KeyInfo] = {}
         self._sealed: dict[KeyRef, bytes] = {}
         self._lock = RLock()
+        self._kept = local()
         self._held = 0
         self._checked = False
         try:
@@ -187,10 +188,23 @@ class FileStore:
 
         Raises NotFound, Conflict when it is destroyed, CryptoError for too many factors.
         """
-        ref.check()
-        with self._locked(fcntl.LOCK_SH):
-            top = KeyHandle(self._master(ref), str(ref), ref.levels, lambda count: self.uses.count(ref, count))
+        top = self._tops().get(ref)
+        if top is None:
+            ref.check()
+            with self._locked(fcntl.LOCK_SH):
+                top = KeyHandle(self._master(ref), str(ref), ref.levels, lambda count: self.uses.count(ref, count))
+            self._tops()[ref] = top
         return top.derive(*factors) if factors else top
+
+    def _tops(self) -> dict[KeyRef, KeyHandle]:
+        """Master keys this thread has at hand, for as long as nobody changes the file: a batch derives from them."""
+        if os.fstat(self._fd).st_size != self._end:
+            with self._locked(fcntl.LOCK_SH):
+                pass
+        if getattr(self._kept, "entries", None) != self._count:
+            self._kept.entries, self._kept.tops = self._count, {}
+        tops: dict[KeyRef, KeyHandle] = self._kept.tops
+        return tops
 
     def _master(self, ref: KeyRef) -> Key:
         info = self._info.get(ref)
@@ -230,8 +244,7 @@ class FileStore:
             memory_kib, iterations, lanes, salt = cbor2.loads(body)
             params = Argon2Params(memory_kib, iterations, lanes)
             params.check()
-            if not isinstance(salt, bytes):
-                raise TypeError
+            salt = bytes(salt)
         except (ValueError, TypeError, ConfigError, cbor2.CBORError) as e:
             raise FormatError(f"key store {self.path.name}: the header is damaged") from e
         self._wrapping, self._chain = _working_keys(passphrase, params, salt)
@@ -296,10 +309,7 @@ class FileStore:
         return Head(int.from_bytes(raw[:-TAG_SIZE], "big"), raw[-TAG_SIZE:])
 
     def _write_head(self) -> None:
-        new = self._head_path.with_name(self._head_path.name + ".new")
-        _write_synced(new, self._count.to_bytes(8, "big") + self._tag)
-        new.replace(self._head_path)
-        _sync_folder(self.path.parent)
+        replace_file(self._head_path, self._count.to_bytes(8, "big") + self._tag)
 
     def _append(self, entry: Sequence[Any]) -> None:
         frame = _frame(cbor2.dumps(entry))
@@ -361,8 +371,12 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a small file as a whole: after a power cut it is the old one or the new one, synced."""
+    new = path.with_name(path.name + ".new")
+    _write_synced(new, data)
+    new.replace(path)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
