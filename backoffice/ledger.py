@@ -10,17 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import cbor2
 
-from backoffice.database import Database, Row, Tx
+from backoffice.audit import Head, Proof
+from backoffice.database import Row, Tx
 from cardlib.errors import CheckFailed, Conflict, FormatError, NotFound, Refused
 from cardlib.profile import Purse
 
 MAX_FEN = 10**15
 """No single amount is larger: 10 million million yuan is a mistake, not money."""
-GENESIS = sha256(b"onecard ledger 1").digest()
+START = Head(0, sha256(b"onecard ledger 1").digest())
 CHUNK = 500
 
 IN_DOUBT = "in-doubt"
@@ -65,14 +66,6 @@ class Entry:
     def digest(self) -> bytes:
         """SHA-256 over what makes two postings the same: id, kind, amounts, what it corrects."""
         return _digest(self.entry_id, self.kind, self.corrects, sorted(self.postings.items()))
-
-
-class Verified(NamedTuple):
-    """Outcome of :func:`verify`: entries under the seal, entries that wait for it, hash of the last sealed one."""
-
-    sealed: int
-    unsealed: int
-    head: bytes
 
 
 def _digest(entry_id: str, kind: str, corrects: str | None, postings: Sequence[tuple[str, int]]) -> bytes:
@@ -214,59 +207,67 @@ def proposals(tx: Tx, enterprise_id: int) -> list[Row]:
     )
 
 
-def seal(db: Database, enterprise_id: int) -> int:
-    """Number and hash all entries committed since the last run, in one transaction; returns how many."""
-    with db.write() as tx:
-        last = tx.one(
-            "SELECT seal_seq, seal_hash FROM ledger_entry WHERE enterprise_id = ? AND seal_seq IS NOT NULL"
-            " ORDER BY seal_seq DESC LIMIT 1",
-            (enterprise_id,),
-        )
-        seq, head = (last["seal_seq"], last["seal_hash"]) if last else (0, GENESIS)
-        updates = []
-        for row in tx.execute(
-            "SELECT * FROM ledger_entry WHERE enterprise_id = ? AND seal_seq IS NULL ORDER BY posted_ms, entry_id",
-            (enterprise_id,),
-        ):
-            seq += 1
-            head = _link(head, seq, row)
-            updates.append((seq, head, enterprise_id, row["entry_id"]))
-        tx.executemany(
-            "UPDATE ledger_entry SET seal_seq = ?, seal_hash = ? WHERE enterprise_id = ? AND entry_id = ?", updates
-        )
-        return len(updates)
+def head(tx: Tx, enterprise_id: int) -> Head:
+    """The end of the sealed chain; ``START`` before the first seal."""
+    row = tx.one(
+        "SELECT seal_seq, seal_hash FROM ledger_entry WHERE enterprise_id = ? AND seal_seq IS NOT NULL"
+        " ORDER BY seal_seq DESC LIMIT 1",
+        (enterprise_id,),
+    )
+    return START if row is None else Head(row["seal_seq"], row["seal_hash"])
 
 
-def _link(head: bytes, seq: int, row: Row) -> bytes:
+def seal(tx: Tx, enterprise_id: int) -> Head:
+    """Number and hash all entries committed since the last run, in the caller's write transaction."""
+    seq, last = head(tx, enterprise_id)
+    updates = []
+    for row in tx.execute(
+        "SELECT * FROM ledger_entry WHERE enterprise_id = ? AND seal_seq IS NULL ORDER BY posted_ms, entry_id",
+        (enterprise_id,),
+    ):
+        seq += 1
+        last = _link(last, seq, row)
+        updates.append((seq, last, enterprise_id, row["entry_id"]))
+    tx.executemany(
+        "UPDATE ledger_entry SET seal_seq = ?, seal_hash = ? WHERE enterprise_id = ? AND entry_id = ?", updates
+    )
+    return Head(seq, last)
+
+
+def _link(previous: bytes, seq: int, row: Row) -> bytes:
     who = [row["at_ms"], row["posted_ms"], row["operator"], row["second_operator"], row["note"]]
-    return sha256(head + cbor2.dumps([seq, row["digest"], *who])).digest()
+    return sha256(previous + cbor2.dumps([seq, row["digest"], *who])).digest()
 
 
-def verify(db: Database, enterprise_id: int) -> Verified:
+def verify(tx: Tx, enterprise_id: int, kept: Head | None = None) -> Proof:
     """Prove the books: every entry adds up and matches its digest, the sealed part is one unbroken chain.
 
-    Raises CheckFailed that names the first entries at fault.
+    Raises CheckFailed that names the first entries at fault; with a ``kept`` head also when the chain does not
+    contain it.
     """
     faults: list[str] = []
-    head, seq, unsealed = GENESIS, 0, 0
-    with db.read() as tx:
-        for row, postings in _grouped(tx, enterprise_id, "NOT NULL"):
-            seq += 1
-            head = _link(head, seq, row)
-            if (row["seal_seq"], row["seal_hash"]) != (seq, head):
-                faults.append(f"{row['entry_id']}: the seal is broken at {row['seal_seq']}")
-                seq, head = row["seal_seq"], row["seal_hash"]
-            faults += _faults(row, postings)
-        for row, postings in _grouped(tx, enterprise_id, "NULL"):
-            unsealed += 1
-            faults += _faults(row, postings)
-        total = tx.value("SELECT COALESCE(SUM(amount_fen), 0) FROM ledger_posting WHERE enterprise_id = ?",
-                         (enterprise_id,))  # fmt: skip
+    (seq, last), unsealed = START, 0
+    met = kept is None or kept == START
+    for row, postings in _grouped(tx, enterprise_id, "NOT NULL"):
+        seq += 1
+        last = _link(last, seq, row)
+        if (row["seal_seq"], row["seal_hash"]) != (seq, last):
+            faults.append(f"{row['entry_id']}: the seal is broken at {row['seal_seq']}")
+            seq, last = row["seal_seq"], row["seal_hash"]
+        met = met or (seq, last) == kept
+        faults += _faults(row, postings)
+    for row, postings in _grouped(tx, enterprise_id, "NULL"):
+        unsealed += 1
+        faults += _faults(row, postings)
+    sql = "SELECT COALESCE(SUM(amount_fen), 0) FROM ledger_posting WHERE enterprise_id = ?"
+    total = tx.value(sql, (enterprise_id,))
     if total:
         faults.append(f"all accounts add up to {total} fen, not to zero")
+    if not met:
+        faults.append("the sealed entries do not contain the kept head")
     if faults:
         raise CheckFailed(f"ledger of enterprise {enterprise_id}: {len(faults)} faults: " + "; ".join(faults[:10]))
-    return Verified(seq, unsealed, head)
+    return Proof(seq, unsealed, Head(seq, last))
 
 
 def _grouped(tx: Tx, enterprise_id: int, seal: str) -> Iterator[tuple[Any, list[tuple[str, int]]]]:

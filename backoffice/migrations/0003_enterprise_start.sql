@@ -59,18 +59,15 @@ CREATE TABLE terminal (
     terminal BLOB NOT NULL CHECK (length(terminal) = 6),
     kind TEXT NOT NULL CHECK (kind IN ('issuing', 'access', 'attendance', 'pos', 'recharge', 'office')),
     name TEXT NOT NULL CHECK (length(name) <= 64),
-    sam_serial BLOB CHECK (length(sam_serial) = 8),
-    state TEXT NOT NULL CHECK (state IN ('active', 'lost', 'retired')),
+    state TEXT NOT NULL CHECK (state IN ('active', 'retired')),
     list_version BIGINT NOT NULL DEFAULT 0 CHECK (list_version >= 0),
     list_seen_ms BIGINT NOT NULL DEFAULT 0,
-    lost_ms BIGINT,
     created_ms BIGINT NOT NULL,
     changed_ms BIGINT NOT NULL,
-    PRIMARY KEY (enterprise_id, terminal),
-    UNIQUE (enterprise_id, sam_serial)
+    PRIMARY KEY (enterprise_id, terminal)
 );
 
--- Journals as collected: the terminal's chain, and the records settlement works on.
+-- Journals as collected: each terminal's chain.
 CREATE TABLE journal_entry (
     enterprise_id BIGINT NOT NULL,
     terminal BLOB NOT NULL CHECK (length(terminal) = 6),
@@ -81,32 +78,6 @@ CREATE TABLE journal_entry (
     PRIMARY KEY (enterprise_id, terminal, journal_seq)
 );
 -- append only: journal_entry
-
-CREATE TABLE transaction_record (
-    enterprise_id BIGINT NOT NULL,
-    record_id TEXT NOT NULL CHECK (length(record_id) BETWEEN 1 AND 64),
-    terminal BLOB NOT NULL CHECK (length(terminal) = 6),
-    sam_serial BLOB NOT NULL CHECK (length(sam_serial) = 8),
-    terminal_seq BIGINT NOT NULL,
-    card_serial BLOB NOT NULL CHECK (length(card_serial) = 8),
-    purse BIGINT NOT NULL CHECK (purse IN (1, 2)),
-    kind BIGINT NOT NULL CHECK (kind BETWEEN 1 AND 9),
-    amount_fen BIGINT NOT NULL CHECK (amount_fen BETWEEN 0 AND 4294967295),
-    balance_before_fen BIGINT NOT NULL CHECK (balance_before_fen BETWEEN 0 AND 4294967295),
-    card_seq BIGINT NOT NULL CHECK (card_seq BETWEEN 0 AND 65535),
-    utc_ms BIGINT NOT NULL,
-    outcome TEXT NOT NULL,
-    verdict TEXT NOT NULL,
-    cause TEXT NOT NULL DEFAULT '',
-    digest BLOB NOT NULL CHECK (length(digest) = 32),
-    content BLOB NOT NULL,
-    journal_seq BIGINT NOT NULL,
-    received_ms BIGINT NOT NULL,
-    changed_ms BIGINT NOT NULL,
-    PRIMARY KEY (enterprise_id, record_id)
-);
-CREATE INDEX transaction_card ON transaction_record (enterprise_id, card_serial, purse, card_seq);
-CREATE INDEX transaction_terminal ON transaction_record (enterprise_id, terminal, terminal_seq);
 
 -- The blacklist over time: an entry stands in versions from_version <= v < until_version.
 CREATE TABLE blacklist_version (

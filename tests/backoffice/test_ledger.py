@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backoffice import ledger
+from backoffice.audit import Head, Proof
 from backoffice.database import Database
 from backoffice.ledger import Entry, transfer
 from cardlib.errors import CheckFailed, Conflict, DatabaseError, FormatError, NotFound, Refused
@@ -24,6 +25,16 @@ def _tamper(db: Database, sql: str) -> None:
     raw.execute(sql)
     raw.commit()
     raw.close()
+
+
+def _seal(db: Database, enterprise_id: int = ENTERPRISE) -> Head:
+    with db.write() as tx:
+        return ledger.seal(tx, enterprise_id)
+
+
+def _verify(db: Database, kept: Head | None = None) -> Proof:
+    with db.read() as tx:
+        return ledger.verify(tx, ENTERPRISE, kept)
 
 
 def test_repeat_changes_nothing_and_other_content_conflicts(db: Database) -> None:
@@ -49,7 +60,7 @@ def test_unbalanced_entry_is_refused(db: Database, postings: dict[str, int]) -> 
     """Amounts that are zero, absurd, no integers, or do not add up never enter the books."""
     with pytest.raises(FormatError), db.write() as tx:
         ledger.post(tx, ENTERPRISE, Entry("x", "load", 1, postings, "anna"))
-    assert ledger.verify(db, ENTERPRISE).unsealed == 0
+    assert _verify(db).unsealed == 0
 
 
 @pytest.mark.parametrize("amount_fen", [0, -5])
@@ -79,12 +90,12 @@ def test_conservation(
                 ledger.post(tx, ENTERPRISE, entry, *entries[repeat : repeat + 1][: entry.at_ms > repeat])
             expected[giver] = expected.get(giver, 0) - fen
             expected[getter] = expected.get(getter, 0) + fen
-            sealed += ledger.seal(db, ENTERPRISE) if seal else 0
+            sealed = _seal(db).number if seal else sealed
         with db.read() as tx:
             found = ledger.balances(tx, ENTERPRISE)
         assert found == expected
         assert sum(found.values()) == 0
-        assert ledger.verify(db, ENTERPRISE)[:2] == (sealed, len(moves) - sealed)
+        assert _verify(db)[:2] == (sealed, len(moves) - sealed)
 
 
 @pytest.mark.parametrize(
@@ -105,19 +116,19 @@ def test_tampering_is_found(db: Database, sql: str) -> None:
     """Each change behind the program's back to a sealed entry makes verify fail."""
     with db.write() as tx:
         ledger.post(tx, ENTERPRISE, *(transfer(f"m{n}", "t", n, "a", "b", 10, "anna") for n in range(3)))
-    assert ledger.seal(db, ENTERPRISE) == 3
-    assert ledger.verify(db, ENTERPRISE).sealed == 3
+    assert _seal(db).number == 3
+    assert _verify(db).sealed == 3
     db.close()
     _tamper(db, sql)
     with pytest.raises(CheckFailed):
-        ledger.verify(db, ENTERPRISE)
+        _verify(db)
 
 
 def test_books_are_append_only(db: Database) -> None:
     """The program's own connection can't change or delete an entry, nor seal it twice."""
     with db.write() as tx:
         ledger.post(tx, ENTERPRISE, transfer("m1", "t", 1, "a", "b", 10, "anna"))
-    ledger.seal(db, ENTERPRISE)
+    _seal(db)
     for sql in (
         "UPDATE ledger_posting SET amount_fen = 1",
         "DELETE FROM ledger_posting",
@@ -161,6 +172,20 @@ def test_enterprises_are_apart(db: Database) -> None:
     with db.write() as tx:
         ledger.post(tx, 1, transfer("m1", "t", 1, "a", "b", 10, "anna"))
         ledger.post(tx, 2, transfer("m1", "t", 1, "a", "b", 20, "anna"))
-    assert ledger.seal(db, 1) == ledger.seal(db, 2) == 1
+    assert _seal(db, 1).number == _seal(db, 2).number == 1
     with db.read() as tx:
         assert (ledger.balance(tx, 1, "b"), ledger.balance(tx, 2, "b")) == (10, 20)
+
+
+def test_kept_head_shows_truncation(db: Database) -> None:
+    """A head kept elsewhere tells that entries at the end are gone, which the chain alone can't."""
+    with db.write() as tx:
+        ledger.post(tx, ENTERPRISE, *(transfer(f"m{n}", "t", n, "a", "b", 10, "anna") for n in range(3)))
+    kept = _seal(db)
+    assert _verify(db, kept).head == kept
+    db.close()
+    _tamper(db, "DELETE FROM ledger_posting WHERE entry_id = 'm2'")
+    _tamper(db, "DELETE FROM ledger_entry WHERE entry_id = 'm2'")
+    assert _verify(db).sealed == 2
+    with pytest.raises(CheckFailed):
+        _verify(db, kept)
