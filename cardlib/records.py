@@ -354,8 +354,8 @@ def pending(entries: Iterable[JournalEntry]) -> list[JournalEntry]:
 class JournalFile:
     """A stretch of one terminal's journal as it is exported: ``previous`` is the hash before its first entry.
 
-    Bytes: ``OCJL 01 | length 2 | head | (length 2 | entry | hash 32)* | 0000 | count 4``; head is a CBOR map
-    {0 enterprise, 1 terminal, 2 SAM serial, 3 sequence of the first entry, 4 hash before it}.
+    Bytes: ``OCJL 01 | length 2 | head | (length 2 | entry | hash 32)* | 0000 | SHA-256 of all before``; head is a
+    CBOR map {0 enterprise, 1 terminal, 2 SAM serial, 3 sequence of the first entry, 4 hash before it}.
     """
 
     enterprise_id: int
@@ -380,7 +380,8 @@ class JournalFile:
             if len(raw) > MAX_ENTRY:
                 raise FormatError(f"journal entry {entry.seq} has {len(raw)} bytes, more than {MAX_ENTRY}")
             parts += struct.pack(">H", len(raw)), raw, entry.hash
-        return b"".join([*parts, struct.pack(">HI", 0, len(self.entries))])
+        body = b"".join([*parts, b"\0\0"])
+        return body + sha256(body).digest()
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
@@ -388,7 +389,7 @@ class JournalFile:
         reader = _Reader(raw)
         if reader.take(len(MAGIC)) != MAGIC:
             raise FormatError("this is no journal file of version 1")
-        head = _Head.decode(reader.take(reader.number(2, MAX_HEAD)))
+        head = _Head.decode(reader.take(reader.number(MAX_HEAD)))
         entries: list[JournalEntry] = []
         try:
             _read_entries(reader, head, entries)
@@ -412,14 +413,15 @@ class _Head(Coded):
 def _read_entries(reader: _Reader, head: _Head, entries: list[JournalEntry]) -> None:
     """Append entry after entry, so that what is good stays known when the next one is not."""
     previous = head.previous
-    while size := reader.number(2, MAX_ENTRY):
+    while size := reader.number(MAX_ENTRY):
         entry = JournalEntry.decode(reader.take(size), previous)
         if entry.seq != head.first_seq + len(entries) or reader.take(CHAIN_SIZE) != entry.hash:
             raise FormatError(f"entry {entry.seq} does not follow the one before it")
         entries.append(entry)
         previous = entry.hash
-    if reader.number(4) != len(entries) or reader.left:
-        raise FormatError("the number of entries at the end is wrong, or bytes follow it")
+    body = reader.seen
+    if reader.take(CHAIN_SIZE) != sha256(body).digest() or reader.left:
+        raise FormatError("the hash at the end is wrong, or bytes follow it")
 
 
 class _Reader:
@@ -433,14 +435,18 @@ class _Reader:
     def left(self) -> int:
         return len(self._raw) - self._at
 
+    @property
+    def seen(self) -> bytes:
+        return self._raw[: self._at]
+
     def take(self, size: int) -> bytes:
         if size > self.left:
             raise FormatError(f"the file ends after {len(self._raw)} bytes, in the middle of something")
         self._at += size
         return self._raw[self._at - size : self._at]
 
-    def number(self, size: int, limit: int = 0xFFFFFFFF) -> int:
-        value = int.from_bytes(self.take(size), "big")
+    def number(self, limit: int) -> int:
+        value = int.from_bytes(self.take(2), "big")
         if value > limit:
             raise FormatError(f"a length of {value} is more than {limit}")
         return value
