@@ -8,7 +8,8 @@ Every function raises StatusError when the card says no and TransportError when 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from cardlib.apdu import Command
 from cardlib.crypto.keys import Key, pad80
@@ -34,7 +35,8 @@ class ReadGuard(Protocol):
         """Check the MAC behind an answer and give its data in clear. Raises MacMismatch, FormatError."""
 
 
-class SecureMessaging(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SecureMessaging:
     """Both directions of card.md §1.6 under a key in this process, MAC only or encrypt-then-MAC."""
 
     key: Key
