@@ -9,7 +9,7 @@ from typing import Protocol
 import cbor2
 
 from cardlib.errors import FormatError, Refused
-from cardlib.iso7816 import MAC_SIZE
+from cardlib.iso7816 import MAC_SIZE, Protect
 from cardlib.profile import Purpose, Purse, TransactionType
 from cardlib.sam import (
     AUTHENTICATING,
@@ -313,3 +313,8 @@ def key_payload(under: KeyHandle, child: KeyHandle, record_header: bytes, header
     """E || MAC of WRITE KEY: the child's record enciphered and MACed (card.md §6.4)."""
     body = under.wrap(child, record_header)
     return body + under.mac(header + bytes([len(body) + MAC_SIZE]) + body, challenge)
+
+
+def protector(key: KeyHandle, *, encrypt: bool = False) -> Protect:
+    """Secure messaging under a key, as ``cardlib.iso7816`` takes it."""
+    return lambda header, data, challenge: protected(key, header, data, challenge, encrypt=encrypt)

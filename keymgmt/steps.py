@@ -1,0 +1,146 @@
+"""What washing, slots and personalising share: a journal of steps, and careful single acts on a card.
+
+Each job asks the card first and the journal second: after a power cut the journal may lack its last entry,
+the card never does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cardlib.apdu import SW
+from cardlib.crypto import Algorithm
+from cardlib.errors import Conflict, CryptoError, FormatError, StatusError
+from cardlib.iso7816 import (
+    MF,
+    create_file,
+    external_authenticate,
+    get_challenge,
+    read_binary,
+    select,
+    tries_left,
+    write_key_sealed,
+)
+from cardlib.profile import CardIdentity, FileSpec, load_profile
+from cardlib.transport import Transport
+
+ADD = 0x01
+Payload = Callable[[bytes, bytes], bytes]
+"""``payload(header, challenge)``: E || MAC of WRITE KEY."""
+DF_ALGORITHM = {Algorithm.TDES: b"\xff\xff", Algorithm.SM4: b"\xff\x04"}
+"""Reserved bytes of CREATE DF (card.md §12)."""
+
+
+class StepJournal(Protocol):
+    """Remembers which steps of a job were done. ``done`` returns only when that is on disk."""
+
+    def done(self, job: str, step: str) -> None:
+        """Write that a step is done; saying it twice is allowed."""
+
+    def steps(self, job: str) -> Sequence[str]:
+        """Steps done so far, oldest first."""
+
+
+class MemorySteps:
+    """A step journal that lives as long as the process."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, list[str]] = {}
+
+    def done(self, job: str, step: str) -> None:
+        """See :class:`StepJournal`."""
+        self._jobs.setdefault(job, []).append(step)
+
+    def steps(self, job: str) -> Sequence[str]:
+        """See :class:`StepJournal`."""
+        return tuple(self._jobs.get(job, ()))
+
+    def forget_last(self, job: str) -> None:
+        """Lose the last entry, as a crash would."""
+        self._jobs.get(job, []).pop()
+
+
+class FileSteps(MemorySteps):
+    """A step journal in a file of JSON lines, each synced; a torn last line is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FormatError when a line other than the last is damaged."""
+        super().__init__()
+        raw = path.read_bytes() if path.exists() else b""
+        whole, _, _ = raw.rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                job, step = json.loads(line)
+            except ValueError as e:
+                raise FormatError(f"{path.name}, line {number}, is damaged") from e
+            super().done(job, step)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._fd, len(whole) + bool(whole))
+
+    def done(self, job: str, step: str) -> None:
+        """See :class:`StepJournal`."""
+        os.write(self._fd, json.dumps([job, step]).encode() + b"\n")
+        os.fsync(self._fd)
+        super().done(job, step)
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._fd)
+
+
+def read_identity(card: Transport) -> CardIdentity | None:
+    """Who a card says it is, from its MF; None before its washing began. Leaves the MF selected."""
+    select(card, MF)
+    try:
+        return CardIdentity.decode(read_binary(card, load_profile().file("identity").fid))
+    except StatusError as e:
+        if e.sw == SW.FILE_NOT_FOUND:
+            return None
+        raise
+
+
+def require_card(card: Transport, serial: bytes) -> CardIdentity:
+    """Make sure that the washed card a job is for is in the field. Raises Conflict."""
+    identity = read_identity(card)
+    if identity is None or not identity.wash_version:
+        raise Conflict("this card is not washed yet: wash it first")
+    if identity.serial != serial:
+        raise Conflict(f"this is card {identity.serial.hex().upper()}: present card {serial.hex().upper()}")
+    return identity
+
+
+def authenticates(card: Transport, kid: int, cryptogram: Callable[[bytes], bytes]) -> bool:
+    """Try one EXTERNAL AUTHENTICATE; False when the key is another. Raises CryptoError when it is locked."""
+    try:
+        external_authenticate(card, kid, cryptogram(get_challenge(card, 8)))
+    except StatusError as e:
+        left = tries_left(e)
+        if left is None:
+            raise
+        if left == 0:
+            raise CryptoError("the card's key is locked: this card can't be used any more, return it") from e
+        return False
+    return True
+
+
+def put_key(card: Transport, key_type: int, kid: int, payload: Payload) -> None:
+    """Add a key, or replace it where an interrupted job left one."""
+    try:
+        write_key_sealed(card, ADD, kid, payload)
+    except StatusError as e:
+        if e.sw != SW.P1P2:
+            raise
+        write_key_sealed(card, key_type, kid, payload)
+
+
+def create_missing(card: Transport, file: FileSpec) -> None:
+    """Create a file unless an interrupted job did."""
+    try:
+        create_file(card, file.fid, file.create)
+    except StatusError as e:
+        if e.sw != SW.P1P2:
+            raise
