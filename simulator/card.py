@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Self
 
 from cardlib.apdu import SW
 from cardlib.crypto import Algorithm
-from cardlib.errors import CardRemoved, ConfigError
+from cardlib.errors import CardRemoved, ConfigError, FormatError
+from simulator import snapshot
 from simulator.files import BLOCKED, UNBLOCKED, Df, Ef, KeyFile, KeyRecord, key_id
 from simulator.handlers import Counted, Handler, Refusal, files, keys, purse, security, structure
 from simulator.nvm import MEMORY_BYTES, Cell, Nvm, Power
@@ -162,6 +163,36 @@ class Card:
         card.mf_cell.value = mf
         card.reset()
         return card
+
+    # Snapshots --------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """Everything persistent, keys in clear: a versioned image with an integrity check (docs/simulator.md)."""
+        if self.nvm.torn:
+            self.nvm.recover(Power())
+        body = {"kind": self.KIND, "quirks": asdict(self.quirks), **snapshot.dump(self.nvm), "extra": self._extra()}
+        return snapshot.seal(body)
+
+    @classmethod
+    def restore(
+        cls, image: bytes, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False
+    ) -> Self:
+        """The card of a snapshot, freshly reset. Raises FormatError for anything that is not one of this kind."""
+        body = snapshot.unseal(image)
+        with snapshot.reading():
+            if body["kind"] != cls.KIND:
+                raise FormatError(f"the image holds a {body['kind']}, not a {cls.KIND}")
+            card = cls(snapshot.load(body), random_bytes, quirks=Quirks(**body["quirks"]), t0=t0)
+            card._restore_extra(body["extra"])
+        card.reset()
+        return card
+
+    def _extra(self) -> dict[str, Any]:
+        """What a kind of card keeps beside its files."""
+        return {}
+
+    def _restore_extra(self, extra: dict[str, Any]) -> None:
+        """Inverse of :meth:`_extra`."""
 
     # Volatile state ---------------------------------------------------------------------------------------------
 

@@ -44,14 +44,14 @@ def write_key(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | Non
         if old is not None and old.header.value[0] & 0xC0:
             raise Refusal(SW.CLASS_MISMATCH)
         record = data
-        _check_size(record, SW.LENGTH)
+        check_size(record, SW.LENGTH)
     else:
         record = _open(card, data)
-        _check_size(record, SW.DATA)
+        check_size(record, SW.DATA)
         if not df.keys.value and (record[0] & 0x3F, p2) != (CONTROL, 0):
             raise Refusal(SW.SECURITY)  # the first key under the parent's can only be 39/00
     header, value = record[:HEADER], record[HEADER:]
-    _check_record(df, header, value)
+    check_record(df, header, value)
     if header[0] & 0x3F == PIN_TYPE:
         value = value.ljust(PIN_FIELD, b"\xff")
     if old is None:
@@ -97,13 +97,14 @@ def _open(card: Card, data: bytes) -> bytes:
     return sm.unseal(key, sm.unwrap(card, data, control, SW.MAC_WRONG))
 
 
-def _check_size(record: bytes, wrong: int) -> None:
+def check_size(record: bytes, wrong: int) -> None:
+    """Header and value: a key of 8 or 16 bytes, a PIN of 2 to 8."""
     sizes = range(HEADER + 2, HEADER + 9) if record and record[0] & 0x3F == PIN_TYPE else (HEADER + 8, HEADER + 16)
     if len(record) not in sizes:
         raise Refusal(wrong)
 
 
-def _check_record(df: Df, header: bytes, value: bytes) -> None:
+def check_record(df: Df, header: bytes, value: bytes) -> None:
     """Type, algorithm against length, error counter (6A80)."""
     key_type = header[0] & 0x3F
     if key_type in ALGORITHM_TYPES:

@@ -76,17 +76,21 @@ def _check_df(data: bytes) -> None:
 
 
 def _create_df(card: Card, fid: int, data: bytes) -> bytes:
-    _check_df(data)
-    parent = card.df
-    size = int.from_bytes(data[1:3], "big")
-    if parent.level >= MAX_LEVEL or size < LOWEST_DF_BYTES:
-        raise Refusal(SW.DATA)
-    df = Df(fid, data, parent, size, data[8:])
-    if any(isinstance(node, Df) and node.name == df.name for node in parent.files.value.values()):
+    df = make_df(fid, data, card.df)
+    if any(isinstance(node, Df) and node.name == df.name for node in card.df.files.value.values()):
         raise Refusal(SW.P1P2)
     _add(card, df)
     card.fresh |= {df}
     return OK
+
+
+def make_df(fid: int, data: bytes, parent: Df) -> Df:
+    """A directory from its creation data (6700, 6A80 when they are not one)."""
+    _check_df(data)
+    size = int.from_bytes(data[1:3], "big")
+    if parent.level >= MAX_LEVEL or size < LOWEST_DF_BYTES:
+        raise Refusal(SW.DATA)
+    return Df(fid, data, parent, size, data[8:])
 
 
 def _create_key_file(card: Card, data: bytes) -> bytes:
