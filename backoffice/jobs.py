@@ -105,8 +105,7 @@ def running(tx: Tx, enterprise_id: int, kind: str = "", limit: int = 1000) -> li
 def steps(tx: Tx, enterprise_id: int, job_id: str) -> list[Step]:
     """The steps of a job, in the order they were begun."""
     rows = tx.all(
-        "SELECT step, state, result, attempts FROM job_step WHERE enterprise_id = ? AND job_id = ?"
-        " ORDER BY begun_ms, step",
+        "SELECT step, state, result, attempts FROM job_step WHERE enterprise_id = ? AND job_id = ? ORDER BY begun_id",
         (enterprise_id, job_id),
     )
     return [Step(step, state, json.loads(result), attempts) for step, state, result, attempts in rows]
@@ -154,10 +153,10 @@ class Job:
         """Mark a step begun, on disk before its act; returns which attempt this is, from 1."""
         with self._writing() as tx:
             tx.execute(
-                "INSERT INTO job_step (enterprise_id, job_id, step, state, begun_ms) VALUES (?, ?, ?, 'begun', ?)"
+                "INSERT INTO job_step (enterprise_id, job_id, step, state, begun_id) VALUES (?, ?, ?, 'begun', ?)"
                 " ON CONFLICT (enterprise_id, job_id, step) DO UPDATE SET attempts = job_step.attempts + 1"
                 " WHERE job_step.state = 'begun'",
-                (self.enterprise_id, self.info.job_id, step, tx.now_ms),
+                (self.enterprise_id, self.info.job_id, step, tx.new_id()),
             )
             row = self._row(tx, step)
             assert row is not None
@@ -170,6 +169,16 @@ class Job:
         """Mark a begun step done with its result."""
         with self._writing() as tx:
             self._done(tx, step, result or {})
+
+    def done_under(self, prefix: str) -> list[str]:
+        """What follows ``prefix`` (ending in ``/``) in the names of steps done, oldest first."""
+        with self.db.read() as tx:
+            rows = tx.all(
+                "SELECT step FROM job_step WHERE enterprise_id = ? AND job_id = ? AND step > ? AND step < ?"
+                " AND state = 'done' ORDER BY begun_id",
+                (self.enterprise_id, self.info.job_id, prefix, f"{prefix[:-1]}0"),
+            )
+        return [row["step"].removeprefix(prefix) for row in rows]
 
     def step(self, step: str, action: Callable[[int], Mapping[str, Any] | None]) -> Result:
         """Do a step that touches the world, unless it is done; returns its result.
@@ -227,11 +236,26 @@ class Job:
     def _done(self, tx: Tx, step: str, result: Mapping[str, Any]) -> None:
         text = json.dumps(result, sort_keys=True, separators=(",", ":"))
         tx.execute(
-            "INSERT INTO job_step (enterprise_id, job_id, step, state, result, begun_ms, done_ms)"
+            "INSERT INTO job_step (enterprise_id, job_id, step, state, result, begun_id, done_ms)"
             " VALUES (?, ?, ?, 'done', ?, ?, ?) ON CONFLICT (enterprise_id, job_id, step)"
             " DO UPDATE SET state = 'done', result = excluded.result, done_ms = excluded.done_ms",
-            (self.enterprise_id, self.info.job_id, step, text, tx.now_ms, tx.now_ms),
+            (self.enterprise_id, self.info.job_id, step, text, tx.new_id(), tx.now_ms),
         )
+
+
+class JobSteps:
+    """The steps of keymgmt's jobs on cards, kept as steps of this one: see ``keymgmt.steps.StepJournal``."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def done(self, job: str, step: str) -> None:
+        """Write that a step of the named part is done; returns when that is on disk."""
+        self._job.done(f"{job}/{step}")
+
+    def steps(self, job: str) -> list[str]:
+        """Steps of the named part done so far, oldest first."""
+        return self._job.done_under(f"{job}/")
 
 
 def _info(row: Row) -> Info:

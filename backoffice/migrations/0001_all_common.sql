@@ -43,7 +43,7 @@ CREATE TABLE request (
 );
 -- append only: request
 
--- Journaled jobs: what a crash interrupts, the next run continues.
+-- Journaled jobs: what a crash interrupts, the next run continues. begun_id sorts by time and call.
 CREATE TABLE job (
     enterprise_id BIGINT NOT NULL,
     job_id TEXT NOT NULL,
@@ -70,7 +70,7 @@ CREATE TABLE job_step (
     state TEXT NOT NULL CHECK (state IN ('begun', 'done')),
     result TEXT NOT NULL DEFAULT '{}',
     attempts BIGINT NOT NULL DEFAULT 1,
-    begun_ms BIGINT NOT NULL,
+    begun_id TEXT NOT NULL,
     done_ms BIGINT,
     PRIMARY KEY (enterprise_id, job_id, step),
     FOREIGN KEY (enterprise_id, job_id) REFERENCES job (enterprise_id, job_id)

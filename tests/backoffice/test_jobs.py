@@ -12,6 +12,7 @@ import pytest
 from backoffice import jobs
 from backoffice.database import Database, Tx
 from cardlib.errors import CardRemoved, Conflict, NotFound, Refused
+from keymgmt.steps import StepJournal
 from tests.backoffice.conftest import ENTERPRISE, Clock
 
 
@@ -149,6 +150,21 @@ def test_working_runner_keeps_its_job(db: Database, clock: Clock) -> None:
             job.step(step, lambda _: None)
         with pytest.raises(Conflict, match="worked on"), jobs.claim(db, ENTERPRISE, job_id):
             pass
+
+
+def test_steps_on_a_card(db: Database) -> None:
+    """The step journal that works on cards need is kept in the job: by part, in order, said twice without harm."""
+    job_id = start(db).job_id
+    with jobs.claim(db, ENTERPRISE, job_id) as job:
+        steps: StepJournal = jobs.JobSteps(job)
+        for step in ("keys", "contents", "keys", "a last one"):
+            steps.done("issue 01", step)
+        steps.done("issue 010", "other")
+        steps.done("issue 01/2", "other")
+    with jobs.claim(db, ENTERPRISE, job_id) as job:
+        assert jobs.JobSteps(job).steps("issue 010") == ["other"]
+        assert jobs.JobSteps(job).steps("issue 0") == []
+        assert jobs.JobSteps(job).steps("issue 01")[:3] == ["keys", "contents", "a last one"]
 
 
 CRASH = """
