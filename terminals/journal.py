@@ -50,7 +50,7 @@ CREATE TRIGGER entry_fixed BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'an 
 CREATE TABLE job (
     id INTEGER PRIMARY KEY, operation TEXT NOT NULL, sale TEXT NOT NULL, shift INTEGER NOT NULL, card BLOB NOT NULL,
     amount_fen INTEGER NOT NULL, utc_ms INTEGER NOT NULL, counters BLOB, undo_of INTEGER,
-    state TEXT NOT NULL CHECK (state IN ('open', 'done', 'void', 'partial', 'in_doubt')), abandoned INTEGER NOT NULL
+    state TEXT NOT NULL CHECK (state IN ('open', 'done', 'void', 'partial', 'in_doubt')), suspect INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX job_open ON job (id) WHERE state = 'open';
 CREATE INDEX job_card ON job (card, utc_ms);
@@ -126,13 +126,25 @@ class Job:
     counters: bytes | None
     undo_of: int | None
     state: JobState
-    abandoned: bool
+    suspect: bool
     legs: tuple[JobLeg, ...]
+
+    @property
+    def committed(self) -> tuple[JobLeg, ...]:
+        """Legs that are certain: always the first ones, as each waits for the one before."""
+        return tuple(leg for leg in self.legs if leg.state is LegState.COMMITTED)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether money may be under way: its card must come back."""
+        if self.state is not JobState.OPEN:
+            return False
+        return any(leg.state in {LegState.INTENT, LegState.COMMITTED} for leg in self.legs)
 
     @property
     def committed_fen(self) -> int:
         """Money that has moved for certain."""
-        return sum(leg.amount_fen for leg in self.legs if leg.state is LegState.COMMITTED)
+        return sum(leg.amount_fen for leg in self.committed)
 
 
 class Journal:
@@ -342,7 +354,7 @@ class Journal:
         amount_fen = sum(leg.amount_fen for leg in legs)
         job = Job(
             job_id, operation, sale, self.shift or 0, card_serial, amount_fen, self._now_ms(), counters, undo_of,
-            JobState.OPEN, abandoned=False, legs=planned,
+            JobState.OPEN, suspect=False, legs=planned,
         )  # fmt: skip
         self._unsaved = job
         if durable:
@@ -382,7 +394,7 @@ class Journal:
                 f"UPDATE leg SET state = ?, {column} = ?, proven = ? WHERE job = ? AND number = ?",
                 (state.value, seq, t is not None and t.mac2_verified, leg.job_id, leg.number),
             )
-            if event is Event.COMMITTED:
+            if t is not None and t.mac2_verified:  # else the caller judges the proof and finishes the job
                 db.execute(
                     "UPDATE job SET state = 'done' WHERE id = ?1 AND "
                     "NOT EXISTS (SELECT 1 FROM leg WHERE job = ?1 AND state <> 'committed')",
@@ -414,7 +426,7 @@ class Journal:
             JobLeg(n, Purse(purse), fen, LegState(state), intent, closed, bool(proven))
             for n, purse, fen, state, intent, closed, proven in rows
         )
-        job_id, kind, sale, shift, card, fen, utc_ms, counters, undo_of, state, abandoned = row
+        job_id, kind, sale, shift, card, fen, utc_ms, counters, undo_of, state, suspect = row
         return Job(
             job_id,
             Operation(kind),
@@ -426,7 +438,7 @@ class Journal:
             counters,
             undo_of,
             JobState(state),
-            bool(abandoned),
+            bool(suspect),
             legs,
         )
 
@@ -451,7 +463,7 @@ class Journal:
             return None
         job = found[0]
         undone = self._one("SELECT 1 FROM job WHERE undo_of = ? AND state <> 'void'", (job.id,)) is not None
-        proven = all(leg.proven for leg in job.legs if leg.state is LegState.COMMITTED)
+        proven = all(leg.proven for leg in job.committed)
         return job, LastPayment(job.card_serial, job.utc_ms, job.shift, proven, undone)
 
     def last_paid_ms(self, card_serial: bytes) -> int | None:
@@ -463,21 +475,24 @@ class Journal:
         found: int | None = self._one(sql, (card_serial,))[0]
         return found
 
-    def abandon(self, job: Job) -> None:
-        """Another card was served first: nothing of this job is charged any more, only found out."""
+    def mark_suspect(self, job: Job) -> None:
+        """Another card is served before this one came back: say so in the chain, once."""
         with self._write() as db:
-            db.execute("UPDATE job SET abandoned = 1 WHERE id = ?", (job.id,))
-            self._append(Event.RECORD, None, Note("suspect", f"job {job.id} card {job.card_serial.hex().upper()}"))
+            db.execute("UPDATE job SET suspect = 1 WHERE id = ?", (job.id,))
+            self._append(Event.RECORD, None, Note("suspect", _about(job)))
 
-    def finish(self, job: Job) -> Job:
-        """Close a job whose legs all are known or given up; its state follows from them. Raises Conflict."""
+    def finish(self, job: Job, *, disputed: bool = False) -> Job:
+        """Close a job whose legs all are known or given up; its state follows from them. Raises Conflict.
+
+        ``disputed``: a card's proof was wrong, so that only settlement can tell what was paid.
+        """
         job = self.job(job.id)
         states = {leg.state for leg in job.legs}
         if LegState.INTENT in states:
             raise Conflict(f"job {job.id} has an intent whose outcome is unknown")
-        if states == {LegState.COMMITTED}:
+        if states == {LegState.COMMITTED} and not disputed:
             state = JobState.DONE
-        elif LegState.IN_DOUBT in states:
+        elif disputed or LegState.IN_DOUBT in states:
             state = JobState.IN_DOUBT
         else:
             state = JobState.PARTIAL if LegState.COMMITTED in states else JobState.VOID
@@ -667,6 +682,11 @@ class LegJournal:
     def not_done(self, ref: int, reason: str) -> None:
         """The card did not do it. Raises DatabaseError: the outcome then stays open."""
         self.journal.write_leg(self, Event.NOT_DONE, None, ref, reason)
+
+
+def _about(job: Job) -> str:
+    """What a note says of a job."""
+    return f"{job.operation.value} {job.amount_fen} of card {job.card_serial.hex().upper()}, job {job.id}"
 
 
 @contextmanager

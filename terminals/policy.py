@@ -7,11 +7,11 @@ them, asked in order: first what is wrong with the terminal, then with the card,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum, unique
 
-from cardlib.profile import Purse
+from cardlib.profile import DayCounters, Purse
 from terminals.reasons import Reason
 
 NEVER_SET_MS = 1_735_689_600_000
@@ -28,6 +28,7 @@ class Operation(Enum):
     """What is to be decided about."""
 
     PAY = "pay"
+    FINISH = "finish"  # the rest of a payment whose first purse has paid
     UNDO_OFFLINE = "undo_offline"
     UNDO_ONLINE = "undo_online"
     LOAD = "load"
@@ -158,6 +159,30 @@ def split(
             legs.append(Leg(purse, part))
             left -= part
     return tuple(legs)
+
+
+def counted(counters: DayCounters, day: date, amount_fen: int, times: int = 1) -> DayCounters:
+    """The card's counters after a payment on ``day``; those of another day start anew."""
+    if counters.day != day:
+        counters = DayCounters.of(day)
+    return replace(
+        counters,
+        times=counters.times + times,
+        spent_fen=counters.spent_fen + amount_fen,
+        day_spent_fen=counters.day_spent_fen + amount_fen,
+    )
+
+
+def uncounted(counters: DayCounters, day: date, amount_fen: int, times: int = 1) -> DayCounters:
+    """The counters after a payment of ``day`` was undone; those of another day stay."""
+    if counters.day != day:
+        return counters
+    return replace(
+        counters,
+        times=max(0, counters.times - times),
+        spent_fen=max(0, counters.spent_fen - amount_fen),
+        day_spent_fen=max(0, counters.day_spent_fen - amount_fen),
+    )
 
 
 # --- rules: the terminal -----------------------------------------------------------------------------------------
@@ -301,6 +326,7 @@ _CARD: tuple[Rule, ...] = (_own_card, _not_listed, _valid)
 CHECKS: dict[Operation, tuple[Rule, ...]] = {
     Operation.PAY: (*_TERMINAL, _collected, *_CARD, _nobody_waits, _amount, _not_repeated, _payment_limit, _day_count,
                     _day_limit, _balance_valid, _balance, _pin),
+    Operation.FINISH: (*_TERMINAL, *_CARD),
     Operation.UNDO_OFFLINE: (*_TERMINAL, _list_fresh, *_CARD, _undoable, _proven),
     Operation.UNDO_ONLINE: (*_TERMINAL, *_CARD, _undoable),
     Operation.LOAD: (*_TERMINAL, _collected, *_CARD, _nobody_waits, _amount, _load_limit, _room),

@@ -1,0 +1,166 @@
+"""The POS: pay from one or two purses, undo the last payment, with and without a line (terminals.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+from cardlib.errors import OneCardError, StatusError
+from cardlib.iso7816 import external_authenticate, get_challenge, pin_bytes, tries_left, verify_pin
+from cardlib.profile import Purse, load_profile
+from cardlib.purse import balance, composite_debit, debit, load, undo_offline
+from cardlib.transport import Transport
+from terminals.journal import Job, JobState, LegState
+from terminals.policy import Facts, Leg, Operation, decide, local_time
+from terminals.reasons import Reason
+from terminals.runtime import UNDOING, Office, Receipt, Tap, Terminal, guarded_host, host_errors
+
+
+class Pos(Terminal):
+    """A till. ``pay`` and ``undo_last`` serve one card; ``serve`` asks for it again until they have ended."""
+
+    def pay(
+        self, card: Transport, amount_fen: int, sale: str = "", pin: Callable[[], str | None] | None = None
+    ) -> Receipt:
+        """Take ``amount_fen`` from the card, by the purses' order, at most once per ``sale`` number.
+
+        ``pin`` asks the holder, None when he gives up. Raises Refused with the reason, OutcomeUnknown when the
+        same card must come again (call again with the same ``sale``), TransportError when nothing happened.
+        """
+        if receipt := self.known(sale, amount_fen):
+            return receipt
+        with self.tap(card) as tap:
+            half = self.resolve(tap, lambda job: job.operation is Operation.PAY and job.sale == sale != "")
+            if receipt := self.known(sale, amount_fen, recovered=True):
+                return receipt
+            if half is not None:
+                self.require(self.facts(Operation.FINISH, tap, half.amount_fen - half.committed_fen))
+                return self._pay_legs(tap, half)
+            waits = self.journal.sale(sale) if sale else None
+            if waits is not None and waits.waiting:
+                raise Reason.PENDING_OTHER_CARD.refusal(f"sale {sale} was begun with another card")
+            return self._charge(tap, amount_fen, sale, pin)
+
+    def _charge(self, tap: Tap, amount_fen: int, sale: str, pin: Callable[[], str | None] | None) -> Receipt:
+        now_ms, counters = self.now_ms(), self.read_counters(tap)
+        today = counters.day == local_time(now_ms, self.rules.utc_offset_min).date()
+        facts = replace(
+            self.facts(Operation.PAY, tap, amount_fen),
+            balances_fen=(balance(tap.card, Purse.SUBSIDY), balance(tap.card, Purse.MAIN)),
+            day_times=counters.times if today else 0,
+            day_spent_fen=counters.day_spent_fen if today else 0,
+            last_paid_ms=self.journal.last_paid_ms(tap.session.factor) if self.rules.repeat_window_ms else None,
+        )
+        decision = decide(facts, self.rules, now_ms)
+        if decision.reason is Reason.PIN_REQUIRED and pin is not None:
+            self._verify_pin(tap, pin)
+            decision = decide(replace(facts, pin_verified=True), self.rules, now_ms)
+        if decision.reason is not None:
+            raise decision.reason.refusal()
+        self.serve_other(tap)
+        # A composite payment writes its counters with the money: then nothing changes before the first intent.
+        durable = decision.legs[0].purse is Purse.SUBSIDY
+        job = self.journal.begin(
+            Operation.PAY, tap.session.factor, decision.legs, sale=sale, counters=counters.encode(), durable=durable
+        )
+        return self._pay_legs(tap, job)
+
+    def _pay_legs(self, tap: Tap, job: Job) -> Receipt:
+        stages = self.counters_by_leg(job)
+        for leg in job.legs:
+            if leg.state is not LegState.COMMITTED:
+                self.run_leg(tap, job, leg.number, partial(self._pay_leg, tap, job, leg.number, stages[leg.number + 1]))
+        return self._ended(job)
+
+    def _pay_leg(self, tap: Tap, job: Job, number: int, counters: bytes) -> None:
+        request, journal = self.request(tap, job, number), self.journal.leg(job, number)
+        if request.purse is Purse.MAIN:
+            composite_debit(tap.card, tap.sam, journal, tap.session, request, [counters])
+        else:
+            self.write_counters(tap, counters)  # before INITIALIZE: a subsidy payment is not composite (profile.md)
+            debit(tap.card, tap.sam, journal, tap.session, request)
+
+    def _ended(self, job: Job) -> Receipt:
+        now = self.journal.job(job.id)
+        return self.receipt(self.journal.finish(now) if now.state is JobState.OPEN else now)
+
+    def _verify_pin(self, tap: Tap, pin: Callable[[], str | None]) -> None:
+        """The holder's PIN, then the terminal again: the PIN's state may not write counters (profile.md)."""
+        digits = pin()
+        if digits is None:
+            raise Reason.PIN_REQUIRED.refusal()
+        try:
+            verify_pin(tap.card, pin_bytes(digits))
+        except StatusError as e:
+            left = tries_left(e)
+            if left is None:
+                raise
+            if left == 0:
+                raise Reason.PIN_LOCKED.refusal() from None
+            raise Reason.PIN_WRONG.refusal(f"{left} tries left") from None
+        session = tap.session
+        cryptogram = tap.sam.authenticate(self.purpose, session.factor, session.version, get_challenge(tap.card))
+        external_authenticate(tap.card, load_profile().key(self.purpose).kid(session.version), cryptogram)
+
+    # --- undo ------------------------------------------------------------------------------------------------
+
+    def undo_last(self, card: Transport, *, online: bool = False) -> Receipt:
+        """Give the last payment of this terminal back to its card: by the SAM, or ``online`` by the office's host.
+
+        A torn undo goes on when it is called again with the same card. Raises as :meth:`pay`.
+        """
+        office = self.office if online else None
+        if online and office is None:
+            raise Reason.HOST_UNREACHABLE.refusal("no line to the back office is set up")
+        with self.tap(card, office) as tap:
+            before = self._undo_of_last()
+            half = self.resolve(tap, lambda job: job.operation in UNDOING)
+            if half is None and before is not None:
+                now = self.journal.job(before.id)
+                if now.state is JobState.DONE and now.card_serial == tap.session.factor:
+                    return self.receipt(now, recovered=True)
+            return self._undo_legs(tap, half or self._begin_undo(tap, office))
+
+    def _undo_of_last(self) -> Job | None:
+        """The undo that waits for its card."""
+        waiting = [job for job in self.journal.open_jobs() if job.operation in UNDOING]
+        return waiting[-1] if waiting else None
+
+    def _undo_facts(self, tap: Tap, operation: Operation) -> tuple[Facts, Job | None]:
+        found = self.journal.last_payment()
+        paid, last = found or (None, None)
+        amount_fen = paid.committed_fen if paid else 0
+        return replace(self.facts(operation, tap, amount_fen), last=last), paid
+
+    def _begin_undo(self, tap: Tap, office: Office | None) -> Job:
+        operation = Operation.UNDO_ONLINE if office else Operation.UNDO_OFFLINE
+        facts, paid = self._undo_facts(tap, operation)
+        self.require(facts)
+        assert paid is not None  # else policy found nothing to undo
+        if office:
+            with host_errors():
+                for leg in paid.committed:
+                    office.allow_undo(self.journal.transaction(leg))
+        legs = [Leg(leg.purse, leg.amount_fen) for leg in reversed(paid.committed)]
+        counters = self.read_counters(tap).encode()
+        return self.journal.begin(operation, tap.session.factor, legs, undo_of=paid.id, counters=counters)
+
+    def _undo_legs(self, tap: Tap, job: Job) -> Receipt:
+        paid = self.journal.job(job.undo_of or 0)
+        for leg in job.legs:
+            if leg.state is not LegState.COMMITTED:
+                self.run_leg(tap, job, leg.number, partial(self._undo_leg, tap, job, leg.number, paid))
+        with suppress(OneCardError):  # the money is back; counters that stay as they are cost nobody anything
+            self.settle_counters(tap, self.journal.job(job.id))
+        return self._ended(job)
+
+    def _undo_leg(self, tap: Tap, job: Job, number: int, paid: Job) -> None:
+        request, journal = self.request(tap, job, number), self.journal.leg(job, number)
+        move = next(m for m in map(self.journal.transaction, paid.committed) if m.purse is request.purse)
+        if tap.office is None:
+            undo_offline(tap.card, tap.sam, journal, tap.session, move, request)
+        else:
+            request = replace(request, undo_of=move.origin)
+            load(tap.card, guarded_host(tap.office.host), journal, tap.session, request)
