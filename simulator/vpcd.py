@@ -95,7 +95,13 @@ def serve(card: Inserted, line: socket.socket) -> None:
     """Answer the reader until it hangs up or the card's power is cut; then the line is closed."""
     deframer = Deframer()
     with line, suppress(ConnectionError, CardRemoved):
-        while piece := line.recv(CHUNK):
+        while True:
+            # vpcd sends length and body apart and Nagle holds the body back until the length is acknowledged: that
+            # would cost 40 ms a command. The option wears off with each answer.
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            piece = line.recv(CHUNK)
+            if not piece:
+                return
             for body in deframer.feed(piece):
                 answer = _answer(card, body)
                 if answer:
