@@ -59,23 +59,22 @@ NOUNS = {
 class Root(click.Group):
     """Imports a noun's module only when the noun is named, so that ``--help`` stays quick."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         """All nouns, without importing one."""
         return list(NOUNS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import the noun's module."""
         if cmd_name not in NOUNS:
             return None
-        first, *others = [importlib.import_module(name).command for name in NOUNS[cmd_name].split()]
-        assert isinstance(first, click.Command)
-        for other in others:
-            assert isinstance(first, click.Group)
+        rooms: list[click.Command] = [importlib.import_module(name).command for name in NOUNS[cmd_name].split()]
+        for other in rooms[1:]:
+            assert isinstance(rooms[0], click.Group)
             assert isinstance(other, click.Group)
-            first.commands.update(other.commands)
-        return first
+            rooms[0].commands.update(other.commands)
+        return rooms[0]
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the nouns with fixed words: importing them all would cost a second."""
         with formatter.section("Commands"):
             formatter.write_dl([(noun, HELP[noun]) for noun in NOUNS])
@@ -126,7 +125,7 @@ def _defaults(ctx: click.Context, _: click.Parameter, path: Path | None) -> None
     known = {option.name for option in global_options()}
     unknown = set(values) - {str(name) for name in known}
     if unknown:
-        raise errors.ConfigError(f"config {path}: unknown {', '.join(sorted(unknown))}; known are {sorted(map(str, known))}")
+        raise errors.ConfigError(f"config {path}: unknown {sorted(unknown)}; known are {sorted(map(str, known))}")
     ctx.default_map = values
 
 

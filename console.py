@@ -13,14 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
-from cardlib.errors import ConfigError, FormatError, Refused
+from cardlib.errors import ConfigError, Refused
 from cardlib.transport import Recorder, Transport
 
+
+class Closable(Protocol):
+    """What a session closes at its end."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
 T = TypeVar("T")
+C = TypeVar("C", bound=Closable)
 Opener = Callable[[str], Transport]
 """Opens the part of a reader's name behind its scheme."""
 
@@ -45,7 +54,7 @@ class Session:
     request_id: str = ""
     trace_file: Path | None = None
     log_level: str = "warning"
-    _open: list[Transport] = field(default_factory=list)
+    _open: list[Closable] = field(default_factory=list)
 
     def emit(self, data: Any, text: str | Iterable[str] | None = None) -> None:  # noqa: ANN401  # any JSON value
         """Print data: JSON under ``--json``, else the text (or the data's own lines)."""
@@ -115,16 +124,20 @@ class Session:
         opener = self.openers.get(scheme)
         if opener is None:
             raise ConfigError(f"reader {name}: start with one of {', '.join(f'{s}:' for s in self.openers)}")
-        card = opener(rest)
-        self._open.append(card)
+        card = self.keep(opener(rest))
         if self.trace_file is None:
             return card
         from cardlib.trace import TraceWriter  # noqa: PLC0415  # only when asked for
 
         return Recorder(card, TraceWriter(self.trace_file))
 
+    def keep(self, thing: C) -> C:
+        """Close this when the command ends, however it ends; what came last first."""
+        self._open.append(thing)
+        return thing
+
     def close(self) -> None:
-        """Close every reader that was opened."""
+        """Close all that was opened."""
         while self._open:
             self._open.pop().close()
 

@@ -1,0 +1,68 @@
+"""``onecard audit``: who did what, and proof that nothing was changed since."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from backoffice import audit
+from backoffice.audit import Head
+from backoffice.commands.base import permitted
+from backoffice.database import PLATFORM, Database
+from backoffice.installation import Installation
+from backoffice.operators import Permission
+from console import Noun, Session
+
+
+@click.group(cls=Noun)
+def command() -> None:
+    """The audit log of the enterprise of --enterprise, else of the platform."""
+
+
+def _database(office: Installation) -> Database:
+    return office.platform if office.scope == PLATFORM else office.database
+
+
+@command.command("list")
+@click.option("--subject", default="", help="Only of one thing, like card:0201000000000785.")
+@click.option("--after", default="", help="Only after this event id.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100)
+@permitted(Permission.AUDIT_SHOW)
+def list_command(session: Session, office: Installation, subject: str, after: str, limit: int) -> None:
+    """List events, oldest first."""
+    with _database(office).read() as tx:
+        found = audit.entries(tx, office.scope, subject=subject, after=after, limit=limit)
+    session.emit(
+        [
+            {
+                "id": e.event_id,
+                "at": f"{datetime.fromtimestamp(e.at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}",
+                "event": e.event,
+                "actor": e.actor,
+                "subject": e.subject,
+                "details": ", ".join(f"{k}={v}" for k, v in e.details.items()),
+            }
+            for e in found
+        ]
+    )
+
+
+@command.command()
+@permitted(Permission.AUDIT_SHOW)
+def seal(session: Session, office: Installation) -> None:
+    """Number and hash all events since the last seal; keep the head that is printed somewhere else."""
+    with _database(office).write() as tx:
+        head = audit.seal(tx, office.scope)
+    session.emit({"head": head.encode()}, head.encode())
+
+
+@command.command()
+@click.option("--head", "kept", help="Head printed by an earlier seal: shows that nothing before it was cut off.")
+@permitted(Permission.AUDIT_SHOW)
+def verify(session: Session, office: Installation, kept: str | None) -> None:
+    """Walk the whole chain; exit code 8 at the first event that was changed, removed or moved."""
+    with _database(office).read() as tx:
+        proof = audit.verify(tx, office.scope, Head.decode(kept) if kept else None)
+    data = {"sealed": proof.sealed, "unsealed": proof.unsealed, "head": proof.head.encode()}
+    session.emit(data, f"intact: {proof.sealed} events sealed, {proof.unsealed} waiting; head {data['head']}")

@@ -1,0 +1,222 @@
+"""One installation: a directory with the platform's database, one database per enterprise, keys.
+
+Whoever opens it is an operator who proved who he is.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from backoffice import audit, enterprises, operators
+from backoffice.audit import Event
+from backoffice.database import PLATFORM, Database, DatabaseRole
+from backoffice.enterprises import Enterprise
+from backoffice.operators import Credential, Operator, Permission, Role
+from cardlib.crypto import Algorithm
+from cardlib.crypto.sealing import Argon2Params, argon2id, seal, unseal
+from cardlib.crypto.signing import SigningKey
+from cardlib.errors import Conflict, FormatError, NotFound
+from cardlib.profile import CardKind, Purpose, make_serial
+from keymgmt.keys import KeyRef, KeyState
+from keymgmt.softsam import FileMemory, SoftSam
+from keymgmt.store import FileStore
+
+PLATFORM_FILE = "platform.sqlite"
+KEY_FILE = "keys.store"
+OFFICE_TERMINAL = b"OFFICE"
+"""Terminal number under which the back office itself moves money: merchant "office" (profile.md, Emptying a card)."""
+SIGNER_MAGIC = b"ONESIGN\x01"
+ROOT_PURPOSES: Sequence[Purpose] = tuple(p for p in Purpose if p is not Purpose.PIN)
+
+
+def now_ms() -> int:
+    """UTC milliseconds of this computer's clock."""
+    return time.time_ns() // 1_000_000
+
+
+class Installation:
+    """Opens databases and keys when they are first needed; ``close`` lets all go.
+
+    ``secret`` asks for a secret by name (``operator secret``, ``key passphrase``).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        secret: Callable[[str], str],
+        *,
+        operator: str = "admin",
+        enterprise_id: int | None = None,
+        platform: bool = False,
+        migrate: bool = False,
+        clock: Callable[[], int] = now_ms,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.folder = folder
+        self.secret = secret
+        self.clock = clock
+        self.random_bytes = random_bytes
+        self._operator_name = operator
+        self._enterprise_id = enterprise_id
+        self._platform = platform
+        self._migrate = migrate
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close everything that was opened."""
+        self._stack.close()
+
+    @cached_property
+    def platform(self) -> Database:
+        """The platform's database. Raises NotFound before ``onecard init``."""
+        return self._database(self.folder / PLATFORM_FILE, "platform")
+
+    def _database(self, path: Path, role: DatabaseRole) -> Database:
+        migrate = self._migrate and path.exists()
+        made = Database(path, role, migrate=migrate, now_ms=self.clock, random_bytes=self.random_bytes)
+        return self._stack.enter_context(made)
+
+    @property
+    def enterprise_id(self) -> int:
+        """The enterprise that this invocation works on. Raises NotFound when none was named."""
+        if self._enterprise_id is None:
+            raise NotFound("which enterprise? Give --enterprise NUMBER or set ONECARD_ENTERPRISE")
+        return self._enterprise_id
+
+    @cached_property
+    def enterprise(self) -> Enterprise:
+        """What the platform knows of it. Raises NotFound, Refused when it is suspended or closed."""
+        with self.platform.read() as tx:
+            return enterprises.require_active(tx, self.enterprise_id)
+
+    @cached_property
+    def database(self) -> Database:
+        """The enterprise's database."""
+        return self._database(self.folder / self.enterprise.database, "enterprise")
+
+    @cached_property
+    def operator(self) -> Operator:
+        """Who acts, after proving it: an operator of the enterprise, else one of the platform. Raises Refused."""
+        name = self._operator_name
+        if self.scope != PLATFORM:
+            with self.database.read() as tx:
+                known = any(account.name == name for account in operators.accounts(tx, self.enterprise_id))
+            if known:
+                secret = self.secret("operator secret")
+                return operators.authenticate(self.database, self.enterprise_id, name, secret)
+        return operators.authenticate(self.platform, PLATFORM, name, self.secret("operator secret"))
+
+    @property
+    def scope(self) -> int:
+        """Enterprise in whose name permissions are asked for; the platform's when none was named."""
+        return PLATFORM if self._platform or self._enterprise_id is None else self._enterprise_id
+
+    def require(self, permission: Permission) -> Operator:
+        """The operator, when he may do this. Raises Refused("permission")."""
+        operators.require(self.operator, permission, self.scope)
+        return self.operator
+
+    @cached_property
+    def keys(self) -> FileStore:
+        """The key store; each use of a master key goes into the audit log. Raises CryptoError, NotFound."""
+        store = FileStore(
+            self.folder / KEY_FILE,
+            self.secret("key passphrase").encode(),
+            random_bytes=self.random_bytes,
+            now_ms=self.clock,
+            on_use=self._key_used,
+        )
+        return self._stack.enter_context(store)
+
+    def _key_used(self, ref: KeyRef, purpose: str, count: int) -> None:
+        with self.platform.write() as tx:
+            who = self._operator_name
+            subject = f"key:{ref.purpose.name.lower()}.{ref.version}"
+            audit.record(tx, ref.enterprise_id or PLATFORM, Event.KEY_USED, who, subject, kind=purpose, count=count)
+
+    @cached_property
+    def host(self) -> SoftSam:
+        """The back office's own SAM in software: issuing station and host of this enterprise."""
+        memory = FileMemory(self.folder / f"office-{self.enterprise_id}.sam")
+        return SoftSam(self.keys, self.enterprise_id, OFFICE_TERMINAL, self.office_serial, memory)
+
+    @property
+    def office_serial(self) -> bytes:
+        """Serial of the office's SAM: of kind SAM, platform 0, where no real SAM is."""
+        return make_serial(CardKind.SAM, 0, self.enterprise_id)
+
+    # Making things
+
+    def create(self, operator_secret: str, key_passphrase: str, params: Argon2Params | None = None) -> None:
+        """Make the platform: database, first operator, key store with active root keys.
+
+        Raises Conflict when there is one already. An interrupted one is finished by calling again.
+        """
+        path = self.folder / PLATFORM_FILE
+        if path.exists() and (self.folder / KEY_FILE).exists():
+            raise Conflict(f"{self.folder} holds an installation already: nothing was changed")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        credential = Credential.make(operator_secret, self.random_bytes)
+        if len(key_passphrase) < 8:
+            raise FormatError("a key passphrase has at least 8 characters")
+        with Database(path, "platform", migrate=True, now_ms=self.clock) as db, db.write() as tx:
+            if not operators.accounts(tx, PLATFORM):
+                operators.add_first(tx, PLATFORM, self._operator_name, Role.PLATFORM, credential)
+        with FileStore.create_file(
+            self.folder / KEY_FILE, key_passphrase.encode(), params, random_bytes=self.random_bytes, now_ms=self.clock
+        ) as store:
+            for purpose in ROOT_PURPOSES:
+                ref = KeyRef(purpose, 1)
+                store.create(ref, Algorithm.TDES, self._operator_name)
+                store.set_state(ref, KeyState.ACTIVE, self._operator_name)
+
+    def open_enterprise(
+        self, enterprise_id: int, name: str, utc_offset_min: int, administrator: Credential
+    ) -> Enterprise:
+        """Register an enterprise, make its database with its first administrator, its list signing key.
+
+        The database comes first, so that a registered enterprise always has one. Raises Refused, Conflict.
+        """
+        self.require(Permission.ENTERPRISE_MANAGE)
+        file = f"enterprise-{enterprise_id}.sqlite"
+        with self.platform.write() as tx:
+            made = enterprises.register(tx, self.operator, enterprise_id, name, file, utc_offset_min)
+            db = Database(self.folder / file, "enterprise", migrate=True, now_ms=self.clock)
+            with db, db.write() as inner:
+                if not operators.accounts(inner, enterprise_id):
+                    operators.add_first(inner, enterprise_id, "admin", Role.ADMINISTRATOR, administrator)
+        return made
+
+    @cached_property
+    def signer(self) -> SigningKey:
+        """The key that signs this enterprise's lists; made and sealed under the key passphrase at its first use."""
+        path = self.folder / f"lists-{self.enterprise_id}.key"
+        aad = SIGNER_MAGIC + self.enterprise_id.to_bytes(4, "big")
+        passphrase = self.secret("key passphrase").encode()
+        self.keys.list()  # a wrong passphrase is told before a key is sealed under it
+        if path.exists():
+            raw = path.read_bytes()
+            if raw[:8] != SIGNER_MAGIC:
+                raise FormatError(f"{path.name} is no signing key")
+            return SigningKey(unseal(argon2id(passphrase, raw[8:24], Argon2Params()), raw[24:], aad, path.name))
+        key, salt = SigningKey.generate(self.random_bytes), self.random_bytes(16)
+        sealed = seal(argon2id(passphrase, salt, Argon2Params()), key.seed, aad, self.random_bytes)
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(SIGNER_MAGIC + salt + sealed)
+            file.flush()
+            os.fsync(file.fileno())
+        return key
