@@ -310,9 +310,6 @@ def test_what_the_card_refuses_leaves_nothing_behind(world: World) -> None:
         load(world.card, world.host, world.journal, world.tap(Purpose.RECHARGE), request(Purse.MAIN, 0xFFFFFFFF))
     with pytest.raises(StatusError, match="6982"):
         load(world.card, world.host, world.journal, world.tap(), request(Purse.MAIN, 1))
-    world.card.reset()
-    with pytest.raises(StatusError, match="6982"):
-        debit(world.card, world.sam, world.journal, identify(world.card, ENTERPRISE), request(Purse.SUBSIDY, 1))
     with pytest.raises(StatusError, match="6A83"):
         composite_debit(world.card, world.sam, world.journal, world.tap(), request(Purse.MAIN, 1), [b"\x09\x01\x00"])
     assert len(world.journal.entries) == entries
