@@ -89,6 +89,20 @@ def find_reader(name_part: str = "") -> str:
     raise ReaderLost(f"no reader {name_part!r}; plugged in: {', '.join(names) or 'none'}")
 
 
+def cut_atr(raw: bytes) -> bytes:
+    """Cut an answer to reset to its own length (ISO 7816-3 §8.2); pcscd may pad it while a card is powered up."""
+    if len(raw) < 2:
+        return raw
+    end, follows, historical, checked = 2, raw[1] >> 4, raw[1] & 0x0F, False
+    while follows:
+        end += follows.bit_count()
+        if not follows & 0x8 or end > len(raw):
+            break
+        follows, protocol = raw[end - 1] >> 4, raw[end - 1] & 0x0F
+        checked = checked or protocol != 0
+    return raw[: end + historical + checked]
+
+
 def connect(name_part: str = "") -> PcscCard:
     """Power up the card on a reader, named whole or in part. Raises CardRemoved, ReaderLost, Conflict, ConfigError."""
     return PcscCard(find_reader(name_part))
@@ -111,7 +125,7 @@ class PcscCard:
         except OneCardError:
             scard.SCardReleaseContext(self._context)
             raise
-        self.atr = bytes(atr)
+        self.atr = cut_atr(bytes(atr))
         self._pci = scard.SCARD_PCI_T0 if self._protocol == scard.SCARD_PROTOCOL_T0 else scard.SCARD_PCI_T1
         self._transmit = scard.SCardTransmit
 

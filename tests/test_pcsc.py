@@ -163,6 +163,23 @@ def test_errors_are_told_apart_by_code() -> None:
     pcsc._check(0, "reader R")
 
 
+@pytest.mark.parametrize(
+    "atr",
+    [
+        "3B80800101",  # T=0 and T=1 named, a check byte, no historical bytes (PC/SC part 3, ISO 14443-4)
+        "3B9F96801FC68031E073FE211B63F10200000000000026",  # uicc.md "ATR and T=0"
+        "3B6800000073C84000009000",  # T=0 only: no check byte
+        "3B00",
+    ],
+)
+def test_answer_to_reset_is_cut_to_its_length(atr: str) -> None:
+    """Padding behind an answer to reset falls off; the whole and a torn one stay as they are."""
+    whole = bytes.fromhex(atr)
+    assert pcsc.cut_atr(whole + bytes(33 - len(whole))) == whole
+    for size in range(len(whole) + 1):
+        assert pcsc.cut_atr(whole[:size]) == whole[:size]
+
+
 class Scripted:
     """A reader that plays a list of presences; a ReaderLost among them is raised."""
 
