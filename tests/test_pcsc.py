@@ -167,7 +167,7 @@ def test_errors_are_told_apart_by_code() -> None:
     "atr",
     [
         "3B80800101",  # T=0 and T=1 named, a check byte, no historical bytes (PC/SC part 3, ISO 14443-4)
-        "3B9F96801FC68031E073FE211B63F10200000000000026",  # uicc.md "ATR and T=0"
+        "3B9F96801FC68031E073FE211B63F102000000000026",  # uicc.md "ATR and T=0"
         "3B6800000073C84000009000",  # T=0 only: no check byte
         "3B00",
     ],
