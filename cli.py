@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from cardlib import errors
-from cardlib.transport import Transport
+from cardlib.transport import GetResponse, Transport
 from console import Session, global_options
 
 VERSION = "0.1.0"
@@ -102,16 +102,18 @@ HELP = {
 
 
 def _open_simulated(rest: str) -> Transport:
-    from simulator.image import open_image  # noqa: PLC0415  # only for sim: readers
+    from simulator.image import keep, load  # noqa: PLC0415  # only for sim: readers
 
-    return open_image(Path(rest))
+    path = Path(rest)
+    card = load(path)
+    keep(card, path)
+    return card
 
 
 def _open_pcsc(rest: str) -> Transport:
-    from cardlib import pcsc  # noqa: PLC0415  # pyscard is optional
-    from cardlib.transport import GetResponse  # noqa: PLC0415
+    from cardlib.pcsc import connect  # noqa: PLC0415  # pyscard is optional
 
-    return GetResponse(pcsc.connect(rest))
+    return GetResponse(connect(rest))
 
 
 def _defaults(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -39,7 +39,8 @@ def permitted(
 ) -> Callable[[Callable[Concatenate[Session, Installation, P], None]], Callable[P, None]]:
     """Give a command its session and installation once its operator proved who he is and may do this.
 
-    ``platform``: it is an act of the platform, whichever enterprise it is about. ``migrate`` brings the databases up to date first: operators are kept in them.
+    ``platform``: it is an act of the platform, whichever enterprise it is about. ``migrate`` brings the databases
+    up to date first: operators are kept in them.
     """
 
     def decorate(command: Callable[Concatenate[Session, Installation, P], None]) -> Callable[P, None]:
