@@ -65,7 +65,7 @@ def _serving(kind: type[Card], name: str) -> None:
     @click.option("--random-hex", type=Hex(), default="", help="First random bytes the card draws, for tests.")
     @click.option("--transport-key", type=Hex(), help="Be vendor-fresh with this simulated key.")
     @pass_session
-    def serve(  # noqa: PLR0917  # one parameter an option
+    def serve(  # one parameter an option
         session: Session, vpcd_port: int, host: str, file: Path | None, random_hex: bytes, transport_key: bytes | None
     ) -> None:
         _serve(session, _made(kind, file, random_hex, transport_key), host, vpcd_port)

@@ -27,7 +27,7 @@ class Inserted(Protocol):
     def atr(self) -> bytes:
         """Answer to reset."""
 
-    def reset(self) -> None:
+    def reset(self) -> object:
         """Start anew, as after power on: the volatile state is gone."""
 
     def transceive(self, command: bytes) -> bytes:
