@@ -41,6 +41,7 @@ from cardlib.sam import (
     purchase_mac1_input,
     purchase_seed,
 )
+from cardlib.transport import Transport
 from simulator.card import Card
 from simulator.sam import SamCard
 
@@ -208,7 +209,7 @@ class MemoryJournal:
         return [e.record for e in self.entries if e.event is Event.COMMITTED and isinstance(e.record, Transaction)]
 
 
-def make_application(card: Card, keys: KeySource, version: int = 1, algorithm: int = 0) -> None:
+def make_application(card: Transport, keys: KeySource, version: int = 1, algorithm: int = 0) -> None:
     """Create the MF and one application of the profile on a blank card, keys in clear (it is not washed)."""
     profile = load_profile()
     reserved = b"\xff\x04" if algorithm == 4 else b"\xff\xff"
