@@ -300,7 +300,8 @@ def _keys(table: _Table, df: Df, profile: Profile, level: str, version: int) -> 
         secret = row.hex("pin").ljust(8, b"\xff") if is_pin else row.hex("value", None, 8, 16)
         of_df = "sm4" if df.algorithm == Algorithm.SM4 else "3des"
         algorithm = row.choice("algorithm", of_df, ALGORITHMS)
-        default = spec.header(row.number("version", version, 255), algorithm)[1:] if spec else None
+        own_version = row.number("version", version, 255)
+        default = spec.header(own_version, algorithm)[1:] if spec else None
         header = bytes((key_type,)) + row.hex("header", default, 4)
         row.done()
         _add_key(row.where, df, kid, header, secret)
