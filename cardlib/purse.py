@@ -469,7 +469,7 @@ def _done(move: Transaction, proof: TransactionProof | None) -> Transaction:
 def _proven(sam: Sam, move: Transaction, proof: TransactionProof) -> Transaction | None:
     """The move with its proof, verified where the SAM still can; None when the proof is another move's."""
     done = _done(move, proof)
-    if move.kind.online or sam.open_seq != move.terminal_seq:
+    if move.kind.online or (sam.info().serial, sam.open_seq) != (move.sam_serial, move.terminal_seq):
         return done
     try:
         return replace(done, mac2_verified=_checked(lambda: sam.verify_mac2(proof.mac)))
