@@ -159,9 +159,27 @@ class _Merger:
                     late.append(entry)
                 elif report.outcome is not Outcome.UNKNOWN or not report.close(entry):
                     self.contradiction("the closing entry speaks of another move", entry)
+        self._adopt(reports)
         self._store(list(reports.values()))
         for entry in late:
             self._close_late(entry)
+
+    def _adopt(self, reports: dict[int, Report]) -> None:
+        """Give intents the closing entries that came before them, in a file of a later stretch."""
+        for row in self.tx.all(
+            "SELECT intent_seq, entry FROM journal_orphan WHERE enterprise_id = ? AND terminal = ?",
+            (self.enterprise_id, self.terminal),
+        ):
+            report = reports.get(row["intent_seq"])
+            if report is None:
+                continue
+            entry = JournalEntry.decode(row["entry"], bytes(32))
+            if report.outcome is Outcome.UNKNOWN and not report.close(entry):
+                self.contradiction("the closing entry speaks of another move", entry)
+            self.tx.execute(
+                "DELETE FROM journal_orphan WHERE enterprise_id = ? AND terminal = ? AND intent_seq = ?",
+                (self.enterprise_id, self.terminal, row["intent_seq"]),
+            )
 
     def contradiction(self, cause: str, entry: JournalEntry) -> None:
         name = f"{self.terminal.hex()}-{entry.seq}-{entry.hash.hex()[:16]}"
@@ -219,12 +237,14 @@ class _Merger:
             "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND terminal = ? AND journal_seq = ?",
             (self.enterprise_id, self.terminal, entry.ref),
         )
-        try:
-            report = Report(entry.ref or 0, "", load_move(self.tx, self.enterprise_id, row["record_id"] if row else ""))
-        except NotFound:
-            self.contradiction("the closing entry has no intent", entry)
+        if row is None:
+            self.tx.execute(
+                "INSERT INTO journal_orphan (enterprise_id, terminal, intent_seq, entry) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (enterprise_id, terminal, intent_seq) DO NOTHING",
+                (self.enterprise_id, self.terminal, entry.ref, entry.encode()),
+            )
             return
-        assert row is not None
+        report = Report(entry.ref or 0, "", load_move(self.tx, self.enterprise_id, row["record_id"]))
         if not report.close(entry):
             self.contradiction("the closing entry speaks of another move", entry)
         elif not self._close(row["record_id"], report):
@@ -271,7 +291,7 @@ def load_move(tx: Tx, enterprise_id: int, record_id: str) -> Transaction:
     )
     entry = row and JournalEntry.decode(row["entry"], bytes(32))
     if not entry or not isinstance(entry.record, Transaction):
-        raise NotFound(f"there is no record {record_id or 'of that intent'}")
+        raise NotFound(f"there is no record {record_id}")
     return intent_of(entry.record)
 
 

@@ -23,6 +23,15 @@ CREATE TABLE journal_span (
     PRIMARY KEY (enterprise_id, terminal, first_seq)
 );
 
+-- Closing entries that came before their intents, in a file of a later stretch.
+CREATE TABLE journal_orphan (
+    enterprise_id BIGINT NOT NULL,
+    terminal BLOB NOT NULL CHECK (length(terminal) = 6),
+    intent_seq BIGINT NOT NULL,
+    entry BLOB NOT NULL,
+    PRIMARY KEY (enterprise_id, terminal, intent_seq)
+);
+
 -- One money move as reported. record_id is its origin; digest covers what its intent said, closing what closed it.
 -- open = 1: the next settlement looks at it. booked: not, in doubt, for good, or given back.
 CREATE TABLE transaction_record (
@@ -85,13 +94,13 @@ CREATE TABLE purse_position (
     enterprise_id BIGINT NOT NULL,
     card_serial BLOB NOT NULL CHECK (length(card_serial) = 8),
     purse BIGINT NOT NULL CHECK (purse IN (1, 2)),
-    balance_fen BIGINT NOT NULL,
+    balance_fen BIGINT NOT NULL CHECK (balance_fen BETWEEN -1000000000000000 AND 1000000000000000),
     offline_seq BIGINT NOT NULL,
     online_seq BIGINT NOT NULL,
     missing_offline TEXT NOT NULL,
     missing_online TEXT NOT NULL,
-    outstanding_fen BIGINT NOT NULL,
-    said_balance_fen BIGINT,
+    outstanding_fen BIGINT NOT NULL CHECK (outstanding_fen BETWEEN -1000000000000000 AND 1000000000000000),
+    said_balance_fen BIGINT CHECK (said_balance_fen BETWEEN 0 AND 4294967295),
     said_offline_seq BIGINT,
     said_online_seq BIGINT,
     said_ms BIGINT,
