@@ -41,7 +41,8 @@ CREATE TABLE head (
     last_seq INTEGER NOT NULL, last_hash BLOB NOT NULL,
     acked_seq INTEGER NOT NULL CHECK (acked_seq <= last_seq),
     newest_money_ms INTEGER NOT NULL,
-    shifts INTEGER NOT NULL, shift INTEGER
+    shifts INTEGER NOT NULL, shift INTEGER,
+    list_version INTEGER NOT NULL, list_ms INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE entry (seq INTEGER PRIMARY KEY, utc_ms INTEGER NOT NULL, body BLOB NOT NULL, hash BLOB NOT NULL) STRICT;
 CREATE TRIGGER entry_kept BEFORE DELETE ON entry WHEN OLD.seq > (SELECT acked_seq FROM head)
@@ -136,10 +137,9 @@ class Job:
 
     @property
     def waiting(self) -> bool:
-        """Whether money may be under way: its card must come back."""
-        if self.state is not JobState.OPEN:
-            return False
-        return any(leg.state in {LegState.INTENT, LegState.COMMITTED} for leg in self.legs)
+        """Whether money may be under way: its card must come back. All moved and only counters left is not."""
+        begun = any(leg.state in {LegState.INTENT, LegState.COMMITTED} for leg in self.legs)
+        return self.state is JobState.OPEN and begun and len(self.committed) < len(self.legs)
 
     @property
     def committed_fen(self) -> int:
@@ -217,7 +217,7 @@ class Journal:
         head = (self.enterprise_id, self.terminal, start, start)
         script = f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
         db.executescript(script + _SCHEMA)
-        db.execute("INSERT INTO head VALUES (1, ?, ?, 1, ?, 0, ?, 0, 0, 0, NULL)", head)
+        db.execute("INSERT INTO head VALUES (1, ?, ?, 1, ?, 0, ?, 0, 0, 0, NULL, 0, 0)", head)
         db.execute("COMMIT")
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
@@ -394,9 +394,10 @@ class Journal:
                 f"UPDATE leg SET state = ?, {column} = ?, proven = ? WHERE job = ? AND number = ?",
                 (state.value, seq, t is not None and t.mac2_verified, leg.job_id, leg.number),
             )
-            if t is not None and t.mac2_verified:  # else the caller judges the proof and finishes the job
+            # Else the caller judges the proof, or still has the counters of an undo to write, and finishes the job.
+            if t is not None and t.mac2_verified:
                 db.execute(
-                    "UPDATE job SET state = 'done' WHERE id = ?1 AND "
+                    "UPDATE job SET state = 'done' WHERE id = ?1 AND undo_of IS NULL AND "
                     "NOT EXISTS (SELECT 1 FROM leg WHERE job = ?1 AND state <> 'committed')",
                     (leg.job_id,),
                 )
@@ -470,7 +471,7 @@ class Journal:
         """When this card last paid here and was not given its money back."""
         sql = (
             "SELECT max(utc_ms) FROM job AS paid WHERE card = ? AND operation = 'pay' AND state IN ('done', 'partial') "
-            "AND NOT EXISTS (SELECT 1 FROM job WHERE undo_of = paid.id AND state = 'done')"
+            "AND NOT EXISTS (SELECT 1 FROM job WHERE undo_of = paid.id AND state <> 'void')"
         )
         found: int | None = self._one(sql, (card_serial,))[0]
         return found
@@ -542,9 +543,21 @@ class Journal:
         return record
 
     @property
-    def newest_money_ms(self) -> int:
-        """Time of the newest money move: a clock that shows less was set back."""
-        return int(self._one("SELECT newest_money_ms FROM head")[0])
+    def clock_floor_ms(self) -> int:
+        """The newest of money moves and signed lists ever seen: a clock that shows less was set back."""
+        return int(self._one("SELECT max(newest_money_ms, list_ms) FROM head")[0])
+
+    @property
+    def list_version(self) -> int:
+        """The newest list version ever in force here, also when the list itself was lost since."""
+        return int(self._one("SELECT list_version FROM head")[0])
+
+    def list_taken(self, version: int, created_ms: int) -> None:
+        """Remember what list came into force, so that none before it ever does again."""
+        with self._write() as db:
+            values = (version, created_ms)
+            db.execute("UPDATE head SET list_version = max(list_version, ?), list_ms = max(list_ms, ?)", values)
+            self._append(Event.RECORD, None, Note("list", f"version {version} of {created_ms}"))
 
     # --- shifts ----------------------------------------------------------------------------------------------
 

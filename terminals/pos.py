@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -125,7 +124,7 @@ class Pos(Terminal):
 
     def _undo_of_last(self) -> Job | None:
         """The undo that waits for its card."""
-        waiting = [job for job in self.journal.open_jobs() if job.operation in UNDOING]
+        waiting = [job for job in self.journal.open_jobs() if job.operation in UNDOING and job.waiting]
         return waiting[-1] if waiting else None
 
     def _undo_facts(self, tap: Tap, operation: Operation) -> tuple[Facts, Job | None]:
@@ -152,8 +151,11 @@ class Pos(Terminal):
         for leg in job.legs:
             if leg.state is not LegState.COMMITTED:
                 self.run_leg(tap, job, leg.number, partial(self._undo_leg, tap, job, leg.number, paid))
-        with suppress(OneCardError):  # the money is back; counters that stay as they are cost nobody anything
-            self.settle_counters(tap, self.journal.job(job.id))
+        now = self.journal.job(job.id)
+        try:
+            self.settle_counters(tap, now)
+        except OneCardError:
+            return self.receipt(now)  # the money is back; the job stays open for the counters' sake
         return self._ended(job)
 
     def _undo_leg(self, tap: Tap, job: Job, number: int, paid: Job) -> None:

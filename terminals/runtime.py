@@ -287,7 +287,8 @@ class Terminal:
                 if e.reason != Reason.PENDING_OTHER_CARD.code:
                     raise
             else:
-                say = SAID[receipt.job.operation] if receipt.job.state is JobState.DONE else Say.PARTLY
+                whole = receipt.amount_fen == receipt.job.amount_fen
+                say = SAID[receipt.job.operation] if whole else Say.PARTLY
                 self.screen.show(Notice(say, receipt.amount_fen, receipt.balance_fen))
                 return receipt
             finally:
@@ -334,7 +335,7 @@ class Terminal:
             valid_until=info.expiry,
             listed=self.lists.lookup(tap.session.factor),
             list_created_ms=created_ms,
-            clock_floor_ms=max(self.journal.newest_money_ms, created_ms or 0),
+            clock_floor_ms=max(self.journal.clock_floor_ms, created_ms or 0),
             oldest_uncollected_ms=self.journal.oldest_uncollected_ms,
             pending_other_card=any(job.card_serial != tap.session.factor for job in self._unresolved()),
             shift=self.journal.shift,

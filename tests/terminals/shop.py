@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 from cardlib import iso7816 as iso
 from cardlib.crypto.keys import Key
 from cardlib.errors import CardRemoved, OneCardError, OutcomeUnknown, Refused, TransportError
-from cardlib.profile import CardKind, DayCounters, PublicInfo, Purpose, Purse, issuer_id, make_serial
+from cardlib.profile import (
+    CardKind,
+    DayCounters,
+    PublicInfo,
+    Purpose,
+    Purse,
+    TransactionType,
+    issuer_id,
+    make_serial,
+)
 from cardlib.purse import balance, initialize_purchase, load, open_application
-from cardlib.records import Transaction, TransactionType, pending, tac_input
+from cardlib.records import Transaction, pending, tac_input
 from cardlib.sam import CardSam, Sam
 from cardlib.transport import Transport
 from simulator.card import Card
 from terminals.config import Kind, TerminalConfig
 from terminals.journal import Journal
-from terminals.policy import Operation, Rules
+from terminals.policy import Rules
 from terminals.pos import Pos
 from terminals.reasons import Reason
 from terminals.recharge import Recharge
@@ -93,6 +103,8 @@ class MemoryOffice:
 class Shop:
     """Cards, one SAM, one POS or recharge terminal. ``restart`` is a crash: a new process on the same file."""
 
+    opened: ClassVar[list[Shop]] = []
+
     def __init__(self, folder: Path, rules: Rules = RULES, *, recharge: bool = False, algorithm: int = 0) -> None:
         self.folder = folder
         self.rules = rules
@@ -113,6 +125,7 @@ class Shop:
         self.journal = self._open()
         self.terminal = self._terminal()
         self.terminal.open_shift("zhang")
+        self.opened.append(self)
 
     def card_key(self, purpose: Purpose, version: int, factor: bytes) -> Key:
         assert version == 1
@@ -259,10 +272,10 @@ def torn(card: Card, step: int) -> Iterator[list[bool]]:
     ended: list[bool] = []
     card.power.cut_at(step)
     try:
-        yield ended
-        ended.append(True)
-    except (OutcomeUnknown, CardRemoved):
-        pass
+        with suppress(OutcomeUnknown, CardRemoved):
+            yield ended
+        if card.power.armed:
+            ended.append(True)
     finally:
         card.power.cut_at(0)
 
@@ -281,6 +294,3 @@ def refused(act: Callable[[], object]) -> str:
 def with_rules(**changes: object) -> Rules:
     """The shop's rules with changes."""
     return replace(RULES, **changes)  # type: ignore[arg-type]  # checked by dataclass at run time
-
-
-PAY = Operation.PAY
