@@ -4,6 +4,8 @@
     class Passage(Record):
         zone: Annotated[int, U(2)]
         date: Annotated[date | None, BcdDate()]
+
+The order of the fields is the order on the card.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ class Codec(Protocol):
 
     size: int
 
-    def encode(self, value: Any) -> bytes: ...  # noqa: ANN401, D102  # each codec narrows it
-    def decode(self, raw: bytes) -> Any: ...  # noqa: ANN401, D102
+    def encode(self, value: Any) -> bytes: ...  # noqa: ANN401  # each codec narrows it
+    def decode(self, raw: bytes) -> Any: ...  # noqa: ANN401
 
 
 @dataclass(frozen=True)

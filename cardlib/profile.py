@@ -200,7 +200,9 @@ class DayCounters(Record):
     day_spent_fen: Annotated[int, U(4)]
 
     @classmethod
-    def of(cls, day: date | None, meal: int = 0, times: int = 0, spent_fen: int = 0, day_spent_fen: int = 0) -> DayCounters:
+    def of(
+        cls, day: date | None, meal: int = 0, times: int = 0, spent_fen: int = 0, day_spent_fen: int = 0
+    ) -> DayCounters:
         """Counters with their fixed head (identifier 01, length 0F, unlocked)."""
         return cls(1, 0x0F, 0, day, meal, times, spent_fen, day_spent_fen)
 

@@ -32,7 +32,7 @@ class Reader:
     def __init__(self) -> None:
         self._chip: Chip | None = None
         self._changed = Condition()
-        self.before_command: Callable[[bytes], None] | None = None
+        self.before_command: Callable[[bytes], object] | None = None
 
     def put(self, chip: Chip) -> None:
         """Put a card on, powered. Raises Conflict when one lies there."""

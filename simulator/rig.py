@@ -3,6 +3,8 @@
     def test_lunch(enterprise, card):
         enterprise.recharge(card, 50_00)
         assert enterprise.pos.pay(card, 12_00).balance_fen == 38_00
+
+Fixtures: ``enterprise``, ``card``, ``sam``, ``reader``.
 """
 
 from __future__ import annotations

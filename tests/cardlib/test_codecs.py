@@ -59,7 +59,9 @@ def test_seven_cases(raw: str, expected: Command) -> None:
     assert Command.decode(bytes.fromhex(raw)) == expected
 
 
-@pytest.mark.parametrize("raw", ["", "00A400", "00A4000003AABB", "00A40000010203FF", "000000000000", "00D60000000000AA"])
+@pytest.mark.parametrize(
+    "raw", ["", "00A400", "00A4000003AABB", "00A40000010203FF", "000000000000", "00D60000000000AA"]
+)
 def test_malformed_commands(raw: str) -> None:
     """Lengths that do not add up are refused."""
     with pytest.raises(FormatError):

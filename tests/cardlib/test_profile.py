@@ -13,7 +13,12 @@ import cardlib.profile as cp
 from cardlib.errors import ConfigError, FormatError, NotFound
 
 
-@given(kind=st.sampled_from(cp.CardKind), platform=st.integers(0, 255), sequence=st.integers(0, 2**40 - 1), at=st.integers(0, 63))
+@given(
+    kind=st.sampled_from(cp.CardKind),
+    platform=st.integers(0, 255),
+    sequence=st.integers(0, 2**40 - 1),
+    at=st.integers(0, 63),
+)
 def test_mistyped_serials_are_caught(kind: cp.CardKind, platform: int, sequence: int, at: int) -> None:
     """A serial tells its kind; one flipped bit makes it no serial."""
     serial = cp.make_serial(kind, platform, sequence)
@@ -78,7 +83,7 @@ def test_wrong_profiles_are_refused() -> None:
     text = (Path(cp.__file__).parent / "profiles" / "oc1.toml").read_text(encoding="utf-8")
     assert cp.parse_profile(text) == cp.load_profile()
     for broken in (text.replace("[adf]", "[adf"), text.replace("purpose = 0x01", "purpose = 0x77"),
-                   text.replace('slots = 8', ''), text.replace('"F0F008FF"', '"F0F008F"'),
+                   text.replace("slots = 8", ""), text.replace('"F0F008FF"', '"F0F008F"'),
                    text.replace('level = "mf"', 'level = "xx"'), text.replace("files = [", "files = 3 #[", 1), ""):
         with pytest.raises(ConfigError):
             cp.parse_profile(broken)

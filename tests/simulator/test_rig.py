@@ -116,6 +116,6 @@ def test_reader(reader: Reader, card: Card) -> None:
         reader.put(card)
     assert reader.atr == card.atr
     assert reader.transceive(bytes.fromhex("00A40000023F00"))[-2:] == b"\x90\x00"
-    reader.before_command = lambda _: reader.take() and None
+    reader.before_command = lambda _: reader.take()
     with pytest.raises(CardRemoved):
         reader.transceive(bytes.fromhex("00A40000023F00"))

@@ -1,0 +1,1 @@
+"""Figures of speed and memory, each with the ratio that makes it comparable between machines."""

@@ -1,0 +1,39 @@
+"""``script/bench [NAME...]``: print figures, each measured here in this run. ``--json`` for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+from tests.bench import cards, program, readers, stations
+from tests.bench.figures import Figure
+
+BENCHES: dict[str, Callable[[], list[Figure]]] = {
+    "commands": cards.commands,
+    "purchases": cards.purchases,
+    "own-time": cards.own_time,
+    "pcsc": readers.echo_ratio,
+    "issue": stations.batch_issue,
+    "start": program.start,
+}
+
+
+def main() -> int:
+    """Run all benches, or those named."""
+    names = [name for name in sys.argv[1:] if not name.startswith("-")] or list(BENCHES)
+    unknown = set(names) - set(BENCHES)
+    if unknown:
+        sys.stderr.write(f"no bench {sorted(unknown)}: there are {list(BENCHES)}\n")
+        return 2
+    missed = 0
+    for name in names:
+        for figure in BENCHES[name]():
+            missed += not figure.reached
+            sys.stdout.write((json.dumps(figure._asdict()) if "--json" in sys.argv else figure.line()) + "\n")
+            sys.stdout.flush()
+    return 8 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
