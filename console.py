@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from cardlib.errors import ConfigError, Refused
+from cardlib.errors import ConfigError, FormatError, Refused
+from cardlib.money import parse_yuan
 from cardlib.transport import Recorder, Transport
 
 
@@ -33,9 +34,6 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Closable)
 Opener = Callable[[str], Transport]
 """Opens the part of a reader's name behind its scheme."""
-
-MAX_FEN = 99_999_999
-"""Largest amount a user may key: 999 999.99 yuan; a purse holds 4 bytes."""
 
 
 @dataclass
@@ -200,12 +198,6 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def yuan(fen: int) -> str:
-    """Money for people: 1250 fen is 12.50."""
-    sign = "-" if fen < 0 else ""
-    return f"{sign}{abs(fen) // 100}.{abs(fen) % 100:02d}"
-
-
 class Amount(click.ParamType[int]):
     """An amount in yuan with at most two decimals, given to the command as fen."""
 
@@ -215,14 +207,10 @@ class Amount(click.ParamType[int]):
         """Refuse zero, negative, too large and anything that is no plain decimal number."""
         if isinstance(value, int):
             return value
-        whole, dot, cents = str(value).partition(".")
-        good = whole.isascii() and whole.isdecimal() and (not dot or (cents.isascii() and cents.isdecimal()))
-        if not good or len(cents) > 2:
-            self.fail(f"{value!r} is no amount: write yuan like 12 or 12.50", param, ctx)
-        fen = int(whole) * 100 + int(cents.ljust(2, "0") or 0) if len(whole) < 12 else MAX_FEN + 1
-        if not 0 < fen <= MAX_FEN:
-            self.fail(f"{value} is out of range: 0.01 to {yuan(MAX_FEN)}", param, ctx)
-        return fen
+        try:
+            return parse_yuan(str(value))
+        except FormatError as e:
+            self.fail(str(e), param, ctx)
 
 
 class Hex(click.ParamType[bytes]):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, unique
 from typing import Protocol, TextIO
 
+from cardlib.money import yuan
 from terminals.reasons import Reason
 
 
@@ -47,11 +48,6 @@ class Notice:
         if self.balance_fen is not None:
             words += f", {'余额' if chinese else 'balance'} {yuan(self.balance_fen)}"
         return words
-
-
-def yuan(fen: int) -> str:
-    """Fen as people write them: 1205 is 12.05."""
-    return f"{'-' if fen < 0 else ''}{abs(fen) // 100}.{abs(fen) % 100:02d}"
 
 
 class Screen(Protocol):

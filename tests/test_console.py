@@ -10,7 +10,8 @@ import pytest
 
 import cli
 from cardlib import errors
-from console import Amount, Hex, LeafCommand, Session, pass_session, table, yuan
+from cardlib.money import yuan
+from console import Amount, Hex, LeafCommand, Session, pass_session, table
 
 
 @click.command(cls=LeafCommand)
