@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from cardlib import iso7816 as iso
 from cardlib.crypto.keys import Key
-from cardlib.errors import CardRemoved, OneCardError, OutcomeUnknown, Refused, TransportError
+from cardlib.errors import CardRemoved, NotFound, OneCardError, OutcomeUnknown, Refused, TransportError
 from cardlib.profile import (
     CardKind,
     DayCounters,
@@ -128,7 +128,8 @@ class Shop:
         self.opened.append(self)
 
     def card_key(self, purpose: Purpose, version: int, factor: bytes) -> Key:
-        assert version == 1
+        if version != 1:
+            raise NotFound(f"no key of version {version}")
         return self.masters[purpose].diversify(factor)
 
     def _open(self) -> Journal:

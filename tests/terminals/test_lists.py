@@ -25,10 +25,8 @@ OTHER = SigningKey.generate(Random(2).randbytes)
 CARDS = [make_serial(CardKind.CPU_CARD, 1, n) for n in range(1, 8)]
 
 
-def listed(
-    version: int, *entries: tuple[int, ListReason], created_ms: int = NOW, enterprise_id: int = 1001
-) -> Blacklist:
-    return Blacklist.of(enterprise_id, version, created_ms, [(CARDS[n], reason) for n, reason in entries])
+def listed(version: int, *entries: tuple[int, ListReason], created_ms: int = NOW, owner: int = 1001) -> Blacklist:
+    return Blacklist.of(owner, version, created_ms, [(CARDS[n], reason) for n, reason in entries])
 
 
 ONE = listed(1, (0, ListReason.LOST))
