@@ -19,19 +19,18 @@ from backoffice.audit import Event
 from backoffice.database import PLATFORM, Database, DatabaseRole
 from backoffice.enterprises import Enterprise
 from backoffice.operators import Credential, Operator, Permission, Role
-from cardlib.crypto import Algorithm
+from backoffice.station import Office
+from cardlib.crypto import Algorithm, make_key
 from cardlib.crypto.sealing import Argon2Params, argon2id, seal, unseal
 from cardlib.crypto.signing import SigningKey
-from cardlib.errors import Conflict, FormatError, NotFound
-from cardlib.profile import CardKind, Purpose, make_serial
+from cardlib.errors import ConfigError, Conflict, FormatError, NotFound
+from cardlib.profile import Purpose
+from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef, KeyState
-from keymgmt.softsam import FileMemory, SoftSam
 from keymgmt.store import FileStore
 
 PLATFORM_FILE = "platform.sqlite"
 KEY_FILE = "keys.store"
-OFFICE_TERMINAL = b"OFFICE"
-"""Terminal number under which the back office itself moves money: merchant "office" (profile.md, Emptying a card)."""
 SIGNER_MAGIC = b"ONESIGN\x01"
 ROOT_PURPOSES: Sequence[Purpose] = tuple(p for p in Purpose if p is not Purpose.PIN)
 
@@ -147,16 +146,25 @@ class Installation:
             subject = f"key:{ref.purpose.name.lower()}.{ref.version}"
             audit.record(tx, ref.enterprise_id or PLATFORM, Event.KEY_USED, who, subject, kind=purpose, count=count)
 
-    @cached_property
-    def host(self) -> SoftSam:
-        """The back office's own SAM in software: issuing station and host of this enterprise."""
-        memory = FileMemory(self.folder / f"office-{self.enterprise_id}.sam")
-        return SoftSam(self.keys, self.enterprise_id, OFFICE_TERMINAL, self.office_serial, memory)
+    def platform_operator(self, name: str) -> Operator:
+        """An operator of the platform beside the one who acts, where both are one organisation. Raises Refused."""
+        return operators.authenticate(self.platform, PLATFORM, name, self.secret("platform operator secret"))
 
-    @property
-    def office_serial(self) -> bytes:
-        """Serial of the office's SAM: of kind SAM, platform 0, where no real SAM is."""
-        return make_serial(CardKind.SAM, 0, self.enterprise_id)
+    def office(self, platform_operator: Operator | None = None, initial: KeyHandle | None = None) -> Office:
+        """What the flows with a card in the reader work with."""
+        return Office(
+            self.platform, self.database, self.enterprise_id, self.keys, self.clock, self.random_bytes,
+            platform_operator, initial, self.enterprise.utc_offset_minutes,
+        )  # fmt: skip
+
+    def initial_key(self, algorithm: Algorithm = Algorithm.TDES) -> KeyHandle:
+        """The vendor's transport key, asked for as hex. Raises ConfigError when it can't be one."""
+        text = self.secret("transport key")
+        try:
+            value = bytes.fromhex(text)
+        except ValueError:
+            raise ConfigError("the transport key is not hexadecimal") from None
+        return KeyHandle(make_key(value, algorithm), "transport key")
 
     # Making things
 
