@@ -59,6 +59,7 @@ class Event(StrEnum):
     SAM_LOST = "sam.lost"
     BLACKLIST_CHANGED = "blacklist.changed"
     BLACKLIST_PUBLISHED = "blacklist.published"
+    BLACKLIST_EXPORTED = "blacklist.exported"
     JOURNAL_COLLECTED = "settlement.collected"
     SETTLED = "settlement.run"
     DAY_CLOSED = "settlement.day_closed"
