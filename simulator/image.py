@@ -157,13 +157,19 @@ def build(
     kind = top.text("kind", "card")
     if kind not in ("card", "sam"):
         raise top.fail("kind", f"is {kind!r}, use card or sam")
-    nvm = Nvm(top.number("memory_bytes", MEMORY_BYTES, 1 << 24))
-    quirks = Quirks(**({"log_seq_rule": rule} if (rule := top.take("log_seq_rule")) else {}))
-    card = (SamCard if kind == "sam" else Card)(nvm, random_bytes, quirks=quirks, t0=t0)
-    if isinstance(card, SamCard):
-        _build_sam(card, top)
-    elif not top.take("blank", default=False):
-        _build_card(card, top)
+    cls = SamCard if kind == "sam" else Card
+    memory_bytes = top.number("memory_bytes", MEMORY_BYTES, 1 << 24)
+    if transport_key := top.hex("transport_key", b""):
+        algorithm = Algorithm(top.choice("algorithm", "3des", ALGORITHMS))
+        card = cls.vendor_fresh(transport_key, random_bytes, algorithm=algorithm, memory_bytes=memory_bytes)
+    else:
+        card = cls(Nvm(memory_bytes), random_bytes)
+        if isinstance(card, SamCard):
+            _build_sam(card, top)
+        elif not top.take("blank", default=False):
+            _build_card(card, top)
+    card.quirks = Quirks(**({"log_seq_rule": rule} if (rule := top.take("log_seq_rule")) else {}))
+    card.t0 = t0
     top.done()
     card.reset()
     return card
