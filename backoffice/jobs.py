@@ -84,6 +84,27 @@ def start(
     return get(tx, enterprise_id, job_id)
 
 
+def idle_others(tx: Tx, enterprise_id: int, kind: str, subject: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Jobs of a subject with other ``arguments`` that nobody works on: to be cancelled if nothing was begun."""
+    text = json.dumps(arguments, sort_keys=True, separators=(",", ":"))
+    rows = tx.all(
+        "SELECT job_id, owner, lease_until_ms FROM job WHERE enterprise_id = ? AND kind = ? AND subject = ?"
+        " AND state = 'running' AND arguments <> ?",
+        (enterprise_id, kind, subject, text),
+    )
+    return [row["job_id"] for row in rows if row["lease_until_ms"] <= tx.now_ms or not _alive(row["owner"])]
+
+
+def cancel(tx: Tx, enterprise_id: int, job_id: str, message: str) -> None:
+    """End a running job that nothing came of; its request id keeps that outcome."""
+    outcome = json.dumps({"error": "Conflict", "reason": "", "message": message})
+    tx.execute(
+        "UPDATE job SET state = 'cancelled', outcome = ?, owner = '', changed_ms = ?"
+        " WHERE enterprise_id = ? AND job_id = ? AND state = 'running'",
+        (outcome, tx.now_ms, enterprise_id, job_id),
+    )
+
+
 def get(tx: Tx, enterprise_id: int, job_id: str) -> Info:
     """One job. Raises NotFound."""
     row = tx.one("SELECT * FROM job WHERE enterprise_id = ? AND job_id = ?", (enterprise_id, job_id))
@@ -142,6 +163,12 @@ class Job:
     def __init__(self, db: Database, enterprise_id: int, info: Info, owner: str) -> None:
         self.db, self.enterprise_id, self.info = db, enterprise_id, info
         self._owner = owner
+
+    def hold(self, tx: Tx) -> None:
+        """Make sure, in the transaction of an act, that this process still has the job; renews its lease."""
+        if _owner(tx, self.enterprise_id, self.info.job_id) != self._owner:
+            raise Conflict(f"job {self.info.job_id} was taken over by another process")
+        _take(tx, self.enterprise_id, self.info.job_id, self._owner, tx.now_ms + LEASE_MS)
 
     def result(self, step: str) -> Result | None:
         """What a step came to, or None while it is not done."""
@@ -224,9 +251,7 @@ class Job:
     @contextmanager
     def _writing(self) -> Iterator[Tx]:
         with self.db.write() as tx:
-            if _owner(tx, self.enterprise_id, self.info.job_id) != self._owner:
-                raise Conflict(f"job {self.info.job_id} was taken over by another process")
-            _take(tx, self.enterprise_id, self.info.job_id, self._owner, tx.now_ms + LEASE_MS)
+            self.hold(tx)
             yield tx
 
     def _row(self, tx: Tx, step: str) -> Row | None:

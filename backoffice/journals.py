@@ -213,7 +213,7 @@ class _Merger:
                 if record_id in fresh:
                     fresh[record_id] = report
                 else:
-                    self._close(record_id, report)
+                    self.close(record_id, report)
             else:
                 self.repeated += 1
         self.tx.executemany(_INSERT, (_row(report, self.tx.now_ms) for report in fresh.values()))
@@ -247,16 +247,17 @@ class _Merger:
         report = Report(entry.ref or 0, "", load_move(self.tx, self.enterprise_id, row["record_id"]))
         if not report.close(entry):
             self.contradiction("the closing entry speaks of another move", entry)
-        elif not self._close(row["record_id"], report):
+        elif not self.close(row["record_id"], report):
             self.contradiction("the move was closed otherwise before", entry)
 
-    def _close(self, record_id: str, report: Report) -> bool:
-        """Close an open row; True as well when it stands there closed in the same way."""
+    def close(self, record_id: str, report: Report) -> bool:
+        """Close an open row, or add the proof it lacked; True as well when it was closed in the same way before."""
         closed = self.tx.execute(
             "UPDATE transaction_record SET outcome = ?, tac = ?, proven = ?, closing = ?, cause = ?, verdict = ?,"
-            " open = 1, changed_ms = ? WHERE enterprise_id = ? AND record_id = ? AND closing IS NULL",
+            " open = 1, changed_ms = ? WHERE enterprise_id = ? AND record_id = ?"
+            " AND (closing IS NULL OR (outcome = ? AND length(tac) < ?))",
             (report.outcome, report.tac, report.proven, report.closing, report.reason, NEW, self.tx.now_ms,
-             self.enterprise_id, record_id),
+             self.enterprise_id, record_id, report.outcome, len(report.tac)),
         ).rowcount  # fmt: skip
         self.closings += closed
         if closed:
@@ -265,6 +266,15 @@ class _Merger:
         same: bool = self.tx.value(sql, (self.enterprise_id, record_id)) == report.closing
         self.repeated += same
         return same
+
+
+def close_record(
+    tx: Tx, enterprise_id: int, record_id: str, outcome: Outcome, tac: bytes, reason: str = ""
+) -> None:
+    """Close a record as its card itself told us; what its terminal will say later must be the same."""
+    move = load_move(tx, enterprise_id, record_id)
+    report = Report(0, "", move, outcome, tac, reason=reason)
+    _Merger(tx, enterprise_id, move.terminal).close(record_id, report)
 
 
 def _digest(move: Transaction) -> bytes:

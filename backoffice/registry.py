@@ -5,10 +5,11 @@ from __future__ import annotations
 from enum import StrEnum, unique
 from typing import NamedTuple
 
-from backoffice import audit
+from backoffice import audit, blacklists
 from backoffice.audit import Event
 from backoffice.database import Tx
 from backoffice.operators import Operator, Permission, require
+from cardlib.blacklist import ListReason
 from cardlib.errors import Conflict, FormatError, NotFound
 from cardlib.profile import CardKind, check_serial
 
@@ -101,7 +102,7 @@ def fit_sam(tx: Tx, operator: Operator, enterprise_id: int, terminal: bytes, sam
 
 
 def lose_sam(tx: Tx, operator: Operator, enterprise_id: int, sam_serial: bytes, since_ms: int) -> None:
-    """Report a SAM lost: settlement refuses its records from ``since_ms`` on. An earlier time may be given later.
+    """Report a SAM lost: listed, and settlement refuses its records from ``since_ms`` on; a later time changes nothing.
 
     Raises Refused, NotFound.
     """
@@ -113,6 +114,7 @@ def lose_sam(tx: Tx, operator: Operator, enterprise_id: int, sam_serial: bytes, 
     if row["lost_ms"] is not None and row["lost_ms"] <= since_ms:
         return
     tx.execute(f"UPDATE terminal_sam SET state = 'lost', lost_ms = ? {where}", (since_ms, *key))
+    blacklists.put(tx, enterprise_id, sam_serial, ListReason.SAM_LOST, operator.name)
     _note(tx, enterprise_id, Event.SAM_LOST, operator, row["terminal"], sam=sam_serial.hex().upper())
 
 

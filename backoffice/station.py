@@ -1,0 +1,317 @@
+"""The back office with a card in its reader: its host, its journal, and jobs that a crash can't lose.
+
+What it does to a card's money goes the way of every terminal: intent, proof, record, settlement. Only the
+account that stands against it is named by an order, since nobody at a till was paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cbor2
+
+from backoffice import jobs, journals, registry
+from backoffice.database import Database, Tx
+from backoffice.jobs import Job, JobSteps, Result
+from backoffice.operators import Operator, Role
+from backoffice.registry import TerminalKind
+from backoffice.sequences import Position
+from backoffice.settlement import observe, settle_cards
+from cardlib.errors import Conflict, FormatError, NotFound, OneCardError, OutcomeUnknown, Refused
+from cardlib.profile import CardKind, Purpose, Purse, TransactionType, load_profile, make_serial
+from cardlib.purse import CardSession, initialize_load, initialize_purchase, open_application, recover
+from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis
+from cardlib.sam import Host
+from cardlib.transport import Transport
+from keymgmt.handle import KeyHandle
+from keymgmt.personalise import Station
+from keymgmt.softsam import SoftSam
+from keymgmt.store import KeyStore
+
+OFFICE_TERMINAL = b"OFFICE"
+"""Terminal number under which the back office itself moves money: merchant "office" (profile.md, Emptying a card)."""
+BLOCK = 64
+"""Terminal sequences that one opening of the office's SAM takes for itself; gaps are normal (card.md §7.4)."""
+_ERRORS: dict[str, type[OneCardError]] = {"NotFound": NotFound, "Conflict": Conflict, "FormatError": FormatError}
+
+
+def office_serial(enterprise_id: int) -> bytes:
+    """Serial of the office's SAM: of kind SAM, platform 0, where no real SAM is."""
+    return make_serial(CardKind.SAM, 0, enterprise_id)
+
+
+class SequenceBlock:
+    """A SAM's memory whose sequences come from the database, a block at a time: see ``keymgmt.softsam.SamMemory``."""
+
+    def __init__(self, db: Database, enterprise_id: int, sam_serial: bytes) -> None:
+        self._db, self._key = db, (enterprise_id, sam_serial)
+        self._end = 0
+
+    def load(self) -> bytes:
+        """Take the next block."""
+        with self._db.write() as tx:
+            self._end = tx.value(
+                "INSERT INTO station_sequence VALUES (?, ?, ?) ON CONFLICT (enterprise_id, sam_serial)"
+                " DO UPDATE SET next_seq = station_sequence.next_seq + ? RETURNING next_seq",
+                (*self._key, 1 + BLOCK, BLOCK),
+            )
+        return cbor2.dumps([self._end - BLOCK, []])
+
+    def save(self, state: bytes) -> None:
+        """Nothing to keep: the whole block is given out already. Raises Refused when it is used up."""
+        if cbor2.loads(state)[0] > self._end:
+            raise Refused("station_sequence", "the station used up its numbers: open it again")
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """Everything the flows need: databases, keys, clock, randomness.
+
+    ``platform_operator`` acts for the platform (washing, slots) where both are one organisation; ``initial`` is
+    the vendor's key of cards that are not washed yet.
+    """
+
+    platform: Database
+    db: Database
+    enterprise_id: int
+    store: KeyStore
+    now_ms: Callable[[], int]
+    random_bytes: Callable[[int], bytes]
+    platform_operator: Operator | None = None
+    initial: KeyHandle | None = None
+    offset_min: int = DEFAULT_OFFSET_MIN
+    key_set: int = 1
+    label: str = "ONECARD"
+
+    def host(self) -> SoftSam:
+        """A fresh opening of the office's SAM; cheap, and no two share a sequence."""
+        serial = office_serial(self.enterprise_id)
+        memory = SequenceBlock(self.db, self.enterprise_id, serial)
+        return SoftSam(self.store, self.enterprise_id, OFFICE_TERMINAL, serial, memory)
+
+    def ready(self, tx: Tx) -> None:
+        """Register the office as a terminal, once."""
+        serial = office_serial(self.enterprise_id)
+        if serial not in registry.sams(tx, self.enterprise_id):
+            actor = Operator(self.enterprise_id, "office", Role.ADMINISTRATOR)
+            registry.register(tx, actor, self.enterprise_id, OFFICE_TERMINAL, TerminalKind.OFFICE, "office")
+            registry.fit_sam(tx, actor, self.enterprise_id, OFFICE_TERMINAL, serial)
+
+    def desk(self, job: Job, account: str = "") -> Desk:
+        """What one job works with at the reader; money it moves stands against ``account``."""
+        return Desk(self, job, self.host(), account)
+
+
+@dataclass(slots=True)
+class Desk:
+    """One job at the reader: its host, and its journal in the books (``cardlib.purse.Journal``)."""
+
+    office: Office
+    job: Job
+    host: SoftSam
+    account: str
+    _foreign: dict[int, str] = field(default_factory=dict)
+
+    def station(self) -> Station:
+        """The same for :mod:`keymgmt`."""
+        office = self.office
+        steps = JobSteps(self.job)
+        return Station(self.host, steps, self, office.now_ms, office.random_bytes, office.offset_min)
+
+    def order(self, purse: Purse, amount_fen: int) -> str:
+        """Request id under which this job moves an amount; the same move of the same job is the same order."""
+        return f"{self.job.info.job_id}:{purse.name.lower()}:{amount_fen}"
+
+    # Journal
+
+    def intent(self, move: Transaction) -> int:
+        """See ``cardlib.purse.Journal``: the record and its order, in one transaction with the chain."""
+        with self.office.db.write() as tx:
+            self.job.hold(tx)
+            self.office.ready(tx)
+            if move.amount_fen:
+                move = replace(move, request_id=self.order(move.purse, move.amount_fen))
+            if self.account and move.amount_fen:
+                tx.execute(
+                    "INSERT INTO money_order (enterprise_id, request_id, kind, card_serial, purse, amount_fen, account,"
+                    " operator, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (move.enterprise_id, move.request_id, self.job.info.kind, move.card_serial, int(move.purse),
+                     move.amount_fen, self.account, self.job.info.actor, tx.now_ms),
+                )  # fmt: skip
+            return self._append(tx, Event.INTENT, None, move)
+
+    def committed(self, ref: int, move: Transaction) -> None:
+        """See ``cardlib.purse.Journal``: posted in the same transaction."""
+        with self.office.db.write() as tx:
+            if ref in self._foreign:
+                journals.close_record(tx, move.enterprise_id, self._foreign[ref], Outcome.COMMITTED, move.tac)
+            else:
+                stamped = replace(self._intent(tx, ref), tac=move.tac, mac2_verified=move.mac2_verified)
+                self._append(tx, Event.COMMITTED, ref, replace(stamped, outcome=Outcome.COMMITTED))
+            settle_cards(tx, move.enterprise_id, self.host, [move.card_serial], self.office.offset_min)
+
+    def not_done(self, ref: int, reason: str) -> None:
+        """See ``cardlib.purse.Journal``."""
+        with self.office.db.write() as tx:
+            enterprise_id = self.office.enterprise_id
+            if ref in self._foreign:
+                record_id = self._foreign[ref]
+                journals.close_record(tx, enterprise_id, record_id, Outcome.NOT_DONE, b"", reason)
+                serial = journals.load_move(tx, enterprise_id, record_id).card_serial
+            else:
+                serial = self._intent(tx, ref).card_serial
+                self._append(tx, Event.NOT_DONE, ref, None, reason)
+            settle_cards(tx, enterprise_id, self.host, [serial], self.office.offset_min)
+
+    def _append(self, tx: Tx, event: Event, ref: int | None, move: Transaction | None, reason: str = "") -> int:
+        enterprise_id = self.office.enterprise_id
+        last = tx.one(
+            "SELECT last_seq, last_hash FROM journal_span WHERE enterprise_id = ? AND terminal = ?",
+            (enterprise_id, OFFICE_TERMINAL),
+        )
+        seq, previous = (last[0], last[1]) if last else (0, genesis(enterprise_id, OFFICE_TERMINAL))
+        entry = JournalEntry(seq + 1, event, ref, move, reason, self.office.now_ms(), previous)
+        journals.take(tx, enterprise_id, OFFICE_TERMINAL, [entry], [entry.hash])
+        return entry.seq
+
+    def _intent(self, tx: Tx, ref: int) -> Transaction:
+        row = tx.one(
+            "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND terminal = ? AND journal_seq = ?",
+            (self.office.enterprise_id, OFFICE_TERMINAL, ref),
+        )
+        if row is None:
+            raise NotFound(f"the office's journal has no intent {ref}")
+        return journals.load_move(tx, self.office.enterprise_id, row["record_id"])
+
+    # Cards
+
+    def open_moves(self, card_serial: bytes) -> list[tuple[int, Transaction]]:
+        """Moves of a card whose outcome nobody knows, of whichever terminal: the card in the reader can tell."""
+        enterprise_id = self.office.enterprise_id
+        found = []
+        with self.office.db.read() as tx:
+            for row in tx.all(
+                "SELECT record_id, terminal, journal_seq FROM transaction_record WHERE enterprise_id = ?"
+                " AND card_serial = ? AND open = 1 AND outcome = ? ORDER BY utc_ms, record_id",
+                (enterprise_id, card_serial, int(Outcome.UNKNOWN)),
+            ):
+                ref = row["journal_seq"]
+                if row["terminal"] != OFFICE_TERMINAL:
+                    ref = -1 - len(self._foreign)
+                    self._foreign[ref] = row["record_id"]
+                found.append((ref, journals.load_move(tx, enterprise_id, row["record_id"])))
+        return found
+
+    def open_card(self, card: Transport, serial: bytes) -> CardSession:
+        """Open the application as recharge authority, close what is open, note what the card says of its purses.
+
+        Raises Conflict when another card is there, OutcomeUnknown when a move of this job can't be told.
+        """
+        session = open_application(
+            card, self.host, self.office.enterprise_id, self.office.random_bytes, Purpose.RECHARGE
+        )
+        if session.factor != serial:
+            raise Conflict(f"this is card {session.factor.hex().upper()}: present card {serial.hex().upper()}")
+        for ref, move in self.open_moves(serial):
+            ended = recover(card, self.host, self, session, ref, move)
+            if ended.outcome is Outcome.UNKNOWN and move.request_id.startswith(self.job.info.job_id):
+                raise OutcomeUnknown(ref, f"whether {move.amount_fen} fen moved can't be told by the card any more")
+        self.sight(card, session)
+        return session
+
+    def sight(self, card: Transport, session: CardSession) -> dict[Purse, Position]:
+        """Ask the card for balances and counters, and keep what it says for reconciliation."""
+        office = self.office
+        seen = {purse: position_on(card, self.host, session, purse) for purse in Purse}
+        with office.db.write() as tx:
+            for purse, said in seen.items():
+                observe(tx, office.enterprise_id, session.factor, purse, said, office.now_ms())
+            settle_cards(tx, office.enterprise_id, self.host, [session.factor], office.offset_min)
+        return seen
+
+    def moved(self, purse: Purse, amount_fen: int) -> Transaction | None:
+        """The committed move of this job's order, if it was carried out."""
+        with self.office.db.read() as tx:
+            row = tx.one(
+                "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND request_id = ? AND outcome = ?",
+                (self.office.enterprise_id, self.order(purse, amount_fen), int(Outcome.COMMITTED)),
+            )
+            return journals.load_move(tx, self.office.enterprise_id, row["record_id"]) if row else None
+
+
+def position_on(card: Transport, host: Host, session: CardSession, purse: Purse) -> Position:
+    """Balance and counters as the card tells them to a recharge authority, by INITIALIZE of nothing (card.md §4)."""
+    profile, terminal = load_profile(), host.info().terminal
+    pay = TransactionType.PURCHASE_EP if purse is Purse.MAIN else TransactionType.PURCHASE_ED
+    add = TransactionType.LOAD_EP if purse is Purse.MAIN else TransactionType.LOAD_ED
+    offline = initialize_purchase(card, pay, profile.key(Purpose.PURCHASE).kid(session.version), 0, terminal)
+    online = initialize_load(card, add, profile.key(Purpose.LOAD).kid(session.version), 0, terminal)
+    return Position(online.balance_fen, offline.seq, online.seq)
+
+
+def run(
+    office: Office,
+    operator: Operator,
+    kind: str,
+    subject: str,
+    arguments: dict[str, Any],
+    request_id: str | None,
+    work: Callable[[Job], Result],
+) -> Result:
+    """Do a job, continue the one that was interrupted, or give the outcome that this request id had.
+
+    An error before its first step ends the job: nothing was begun. Later ones leave it to be continued.
+    """
+    enterprise_id = office.enterprise_id
+    with office.db.write() as tx:
+        _make_way(tx, enterprise_id, kind, subject, arguments)
+        info = jobs.start(tx, enterprise_id, kind, subject, arguments, operator.name, request_id)
+    if info.state != "running":
+        return outcome_of(info)
+    with jobs.claim(office.db, enterprise_id, info.job_id) as job:
+        with _ends_before_first_step(office, job):
+            result = work(job)
+        if result.get("state") == "waiting":
+            return {"job": info.job_id, **result}
+        return job.finish({"job": info.job_id, **result})
+
+
+def _begun(tx: Tx, enterprise_id: int, job_id: str) -> bool:
+    """Whether a job did anything that lasts: a step, or money that moved or may have."""
+    return bool(jobs.steps(tx, enterprise_id, job_id)) or tx.one(
+        "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND request_id BETWEEN ? AND ?"
+        " AND outcome <> ? LIMIT 1",
+        (enterprise_id, f"{job_id}:", f"{job_id};", int(Outcome.NOT_DONE)),
+    ) is not None  # fmt: skip
+
+
+def _make_way(tx: Tx, enterprise_id: int, kind: str, subject: str, arguments: dict[str, Any]) -> None:
+    """Cancel a job that was asked for and never began, so that another with other arguments can."""
+    for job_id in jobs.idle_others(tx, enterprise_id, kind, subject, arguments):
+        if not _begun(tx, enterprise_id, job_id):
+            jobs.cancel(tx, enterprise_id, job_id, "nothing was done: another request took its place")
+
+
+@contextmanager
+def _ends_before_first_step(office: Office, job: Job) -> Iterator[None]:
+    try:
+        yield
+    except (Refused, NotFound, Conflict, FormatError) as error:
+        with office.db.read() as tx:
+            begun = _begun(tx, office.enterprise_id, job.info.job_id)
+        if not begun:
+            job.fail(error)
+        raise
+
+
+def outcome_of(info: jobs.Info) -> Result:
+    """What a finished job came to. Raises the error that ended it."""
+    if "error" not in info.outcome:
+        return info.outcome
+    message = info.outcome["message"]
+    if info.outcome["error"] == "Refused":
+        raise Refused(info.outcome["reason"], message)
+    raise _ERRORS.get(info.outcome["error"], Conflict)(message)

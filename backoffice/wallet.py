@@ -1,0 +1,216 @@
+"""Money to and from a card in the office's reader: recharge, subsidy, refund, online undo, expiry (requirement D9).
+
+Each is a journaled job: torn, it continues when the same card is presented again; a repeated request id gives
+the first outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backoffice import audit, ledger
+from backoffice.audit import Event
+from backoffice.database import Tx
+from backoffice.enterprises import Setting, number_setting, setting
+from backoffice.jobs import Job, Result
+from backoffice.ledger import card_account
+from backoffice.operators import Operator, Permission, require
+from backoffice.settlement import SPENDS, day_of
+from backoffice.station import Desk, Office, run
+from cardlib.errors import FormatError, NotFound, Refused
+from cardlib.profile import Purse
+from cardlib.purse import CardSession, MoneyRequest, balance, debit, load, unload
+from cardlib.records import Transaction, local_when
+from cardlib.transport import Transport
+
+PAYERS = (ledger.BANK, ledger.VOUCHERS, "cash/")
+"""Accounts, or beginnings of their names, that a recharge is paid from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What to do with one purse. ``account`` stands against it; an undo names the payment (``undoes``) instead."""
+
+    kind: str
+    serial: bytes
+    purse: Purse
+    amount_fen: int
+    loads: bool
+    account: str = ""
+    undoes: str = ""
+
+    def check(self) -> None:
+        """Raises FormatError for amounts of nothing and beyond what a card can count."""
+        if not 0 < self.amount_fen <= 0x7FFFFFFF:
+            raise FormatError(f"an amount is 1 to {0x7FFFFFFF} fen, not {self.amount_fen}")
+
+
+def recharge(
+    office: Office,
+    operator: Operator,
+    card: Transport,
+    serial: bytes,
+    amount_fen: int,
+    *,
+    account: str = ledger.BANK,
+    request_id: str | None = None,
+) -> Result:
+    """Load the main purse; ``account`` paid for it (``bank``, ``vouchers``, a cash drawer).
+
+    Raises Refused: permission, ``card_state``, ``recharge_limit``, ``purse_limit``; FormatError; OutcomeUnknown when
+    the card was pulled away: present it again.
+    """
+    require(operator, Permission.WALLET_RECHARGE, office.enterprise_id)
+    if not account.startswith(PAYERS):
+        raise FormatError(f"a recharge is paid from {', '.join(PAYERS)}..., not from {account}")
+    move = Move("recharge", serial, Purse.MAIN, amount_fen, loads=True, account=account)
+    with office.db.read() as tx:
+        most = number_setting(tx, office.enterprise_id, Setting.RECHARGE_LIMIT_FEN)
+    if amount_fen > most:
+        raise Refused("recharge_limit", f"one recharge is at most {most} fen")
+    return _do(office, operator, card, move, request_id)
+
+
+def subsidise(
+    office: Office,
+    operator: Operator,
+    card: Transport,
+    serial: bytes,
+    amount_fen: int,
+    *,
+    request_id: str | None = None,
+) -> Result:
+    """Load the subsidy purse out of what the enterprise grants. Raises as :func:`recharge`."""
+    require(operator, Permission.WALLET_SUBSIDY, office.enterprise_id)
+    move = Move("subsidy", serial, Purse.SUBSIDY, amount_fen, loads=True, account=ledger.SUBSIDIES)
+    return _do(office, operator, card, move, request_id)
+
+
+def refund(
+    office: Office,
+    operator: Operator,
+    card: Transport,
+    serial: bytes,
+    amount_fen: int,
+    *,
+    request_id: str | None = None,
+) -> Result:
+    """Take money off the main purse and owe it to its holder. Raises as :func:`recharge`, Refused ``balance``."""
+    require(operator, Permission.WALLET_REFUND, office.enterprise_id)
+    move = Move("refund", serial, Purse.MAIN, amount_fen, loads=False, account=ledger.REFUNDS)
+    return _do(office, operator, card, move, request_id)
+
+
+def expire(
+    office: Office, operator: Operator, card: Transport, serial: bytes, *, request_id: str | None = None
+) -> Result:
+    """Take off what the main purse holds once the enterprise's date is over (requirement C7).
+
+    Raises Refused ``not_expired``; else as :func:`recharge`.
+    """
+    require(operator, Permission.WALLET_REFUND, office.enterprise_id)
+    with office.db.read() as tx:
+        date = str(setting(tx, office.enterprise_id, Setting.BALANCE_EXPIRES))
+    if not date or day_of(office.now_ms(), office.offset_min) < date:
+        raise Refused("not_expired", f"balances expire on {date}" if date else "balances here do not expire")
+
+    def work(job: Job) -> Result:
+        desk = office.desk(job, ledger.EXPIRED)
+        desk.open_card(card, serial)
+        amount_fen = job.step("amount", lambda _: {"fen": balance(card, Purse.MAIN)})["fen"]
+        if not amount_fen:
+            return {"amount_fen": 0, "balance_fen": 0}
+        return _carried(job, card, desk, Move("expire", serial, Purse.MAIN, amount_fen, loads=False))
+
+    return run(office, operator, "expire", serial.hex(), {"request": request_id}, request_id, work)
+
+
+def undo(
+    office: Office, operator: Operator, card: Transport, record_id: str, *, request_id: str | None = None
+) -> Result:
+    """Give a posted payment back, once, whatever terminal took it (profile.md, Undo, online).
+
+    Raises NotFound, Refused ``undo`` when it is no posted payment; else as :func:`recharge`.
+    """
+    require(operator, Permission.WALLET_REFUND, office.enterprise_id)
+    with office.db.read() as tx:
+        row = tx.one(
+            "SELECT card_serial, purse, kind, amount_fen, verdict FROM transaction_record"
+            " WHERE enterprise_id = ? AND record_id = ?",
+            (office.enterprise_id, record_id),
+        )
+    if row is None:
+        raise NotFound(f"there is no payment {record_id}")
+    if row["verdict"] != "posted" or row["kind"] not in SPENDS:
+        raise Refused("undo", f"{record_id} is no posted payment: {row['verdict']}")
+    move = Move("undo", row["card_serial"], Purse(row["purse"]), row["amount_fen"], loads=True, undoes=record_id)
+    return _do(office, operator, card, move, request_id)
+
+
+def _do(office: Office, operator: Operator, card: Transport, move: Move, request_id: str | None) -> Result:
+    move.check()
+    arguments = {
+        "purse": move.purse.name, "amount_fen": move.amount_fen, "account": move.account, "undoes": move.undoes,
+        "request": request_id,
+    }  # fmt: skip
+
+    def work(job: Job) -> Result:
+        return _carried(job, card, office.desk(job, move.account), move)
+
+    return run(office, operator, move.kind, move.serial.hex(), arguments, request_id, work)
+
+
+def _carried(job: Job, card: Transport, desk: Desk, move: Move) -> Result:
+    """Carry a move out and tell the audit log, once."""
+    done = carry_out(card, desk, move)
+
+    def tell(tx: Tx) -> None:
+        audit.record(
+            tx, job.enterprise_id, Event.WALLET_MOVED, job.info.actor, f"card:{move.serial.hex().upper()}",
+            kind=move.kind, amount_fen=move.amount_fen, job=job.info.job_id,
+        )  # fmt: skip
+
+    job.once("told", tell)
+    return {"amount_fen": done.amount_fen, "balance_fen": done.balance_after_fen}
+
+
+def carry_out(card: Transport, desk: Desk, move: Move, *, any_state: bool = False) -> Transaction:
+    """Do a move exactly once for the desk's job, or find that it was done. Raises as :func:`recharge`."""
+    session = desk.open_card(card, move.serial)
+    done = desk.moved(move.purse, move.amount_fen)
+    if done is not None:
+        return done
+    office = desk.office
+    with office.db.read() as tx:
+        _check_now(tx, office.enterprise_id, move, any_state)
+    return _act(card, desk, session, move)
+
+
+def _check_now(tx: Tx, enterprise_id: int, move: Move, any_state: bool) -> None:
+    """What must hold at the moment before money moves. Raises Refused."""
+    state = tx.value(
+        "SELECT state FROM card_application WHERE enterprise_id = ? AND card_serial = ?", (enterprise_id, move.serial)
+    )
+    if state != "active" and not any_state:
+        raise Refused("card_state", f"card {move.serial.hex().upper()} is {state or 'not issued here'}, not active")
+    if move.undoes:
+        sql = "SELECT undone_by FROM transaction_record WHERE enterprise_id = ? AND record_id = ?"
+        taken = tx.value(sql, (enterprise_id, move.undoes))
+        if taken:
+            raise Refused("undo", f"{move.undoes} was undone by {taken}")
+    elif move.loads and not any_state:
+        most = number_setting(tx, enterprise_id, Setting.PURSE_LIMIT_FEN)
+        held = ledger.balance(tx, enterprise_id, card_account(move.serial, move.purse))
+        if held + move.amount_fen > most:
+            raise Refused("purse_limit", f"the purse would hold {held + move.amount_fen} fen, more than {most}")
+
+
+def _act(card: Transport, desk: Desk, session: CardSession, move: Move) -> Transaction:
+    now = desk.office.now_ms()
+    when = local_when(now, desk.office.offset_min)
+    request = MoneyRequest(move.purse, move.amount_fen, when, now, undo_of=bytes.fromhex(move.undoes))
+    if move.loads:
+        return load(card, desk.host, desk, session, request).move
+    if move.purse is Purse.SUBSIDY:
+        return unload(card, desk.host, desk, session, request).move
+    return debit(card, desk.host, desk, session, request).move
