@@ -20,7 +20,7 @@ from console import Hex, Noun, Session
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 second_operator = click.option(
-    "--second-operator", required=True, help="Who agrees; proves it by ONECARD_SECOND_OPERATOR_SECRET_FILE or when asked."
+    "--second-operator", required=True, help="Who agrees; asked for his secret (ONECARD_SECOND_OPERATOR_SECRET_FILE)."
 )
 
 
