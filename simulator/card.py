@@ -168,9 +168,11 @@ class Card:
 
     def snapshot(self) -> bytes:
         """Everything persistent, keys in clear: a versioned image with an integrity check (docs/simulator.md)."""
-        if self.nvm.torn:
-            self.nvm.recover(Power())
-        body = {"kind": self.KIND, "quirks": asdict(self.quirks), **snapshot.dump(self.nvm), "extra": self._extra()}
+        with self.nvm.lock:
+            if self.nvm.torn:
+                self.nvm.recover(Power())
+            memory, extra = snapshot.dump(self.nvm), self._extra()
+        body = {"kind": self.KIND, "quirks": asdict(self.quirks), **memory, "extra": extra}
         return snapshot.seal(body)
 
     @classmethod
@@ -212,17 +214,19 @@ class Card:
     def reset(self) -> bytes:
         """Give power and reset: memory is completed or rolled back, volatile state is gone; returns the ATR."""
         self.power.on = True
-        try:
-            self.nvm.recover(self.power)
-        finally:
-            self._forget()
+        with self.nvm.lock:
+            try:
+                self.nvm.recover(self.power)
+            finally:
+                self._forget()
         return self.atr
 
     def power_off(self) -> None:
         """Take the card off the field."""
-        self.power.on = False
-        self.nvm.abort()
-        self._forget()
+        with self.nvm.lock:
+            self.power.on = False
+            self.nvm.abort()
+            self._forget()
 
     def close(self) -> None:
         """End of use, as of any transport."""
@@ -288,13 +292,14 @@ class Card:
         """Run one command APDU; returns data and status word. Raises CardRemoved when there is no power (any more)."""
         if not self.power.on:
             raise CardRemoved("the card has no power: present and reset it")
-        try:
-            answer = self._run(command)
-            if self.power.armed:
-                self.power.step()
-        except CardRemoved:
-            self.power_off()
-            raise
+        with self.nvm.lock:
+            try:
+                answer = self._run(command)
+                if self.power.armed:
+                    self.power.step()
+            except CardRemoved:
+                self.power_off()
+                raise
         return answer
 
     def _run(self, command: bytes) -> bytes:

@@ -7,6 +7,7 @@ cleared. Power may go between any two of these steps; the next power-on complete
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import RLock
 from typing import Any, Generic, TypeVar
 
 from cardlib.errors import CardRemoved
@@ -56,14 +57,16 @@ class Power:
 class Nvm:
     """The memory of one card: named roots, a volatile list of pending writes, the redo log and its mark.
 
-    ``on_commit`` is called after each committed transaction, before the answer leaves.
+    ``on_commit`` is called after each committed transaction, before the answer leaves. ``lock`` is held by the face
+    that runs a command: two faces of one chip never run at the same instant (profile.md, RFID-SIM).
     """
 
-    __slots__ = ("_log", "_marked", "_pending", "on_commit", "roots", "size_bytes")
+    __slots__ = ("_log", "_marked", "_pending", "lock", "on_commit", "roots", "size_bytes")
 
     def __init__(self, size_bytes: int = MEMORY_BYTES) -> None:
         self.size_bytes = size_bytes
         self.roots: dict[str, Cell[Any]] = {}
+        self.lock = RLock()
         self.on_commit: Callable[[], None] | None = None
         self._pending: list[tuple[Cell[Any], Any]] = []
         self._log: list[tuple[Cell[Any], Any]] = []

@@ -34,13 +34,13 @@ def washed(mf: Df) -> bool:
 def write_key(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | None) -> bytes:
     """WRITE KEY: P1 01 adds, any other P1 is the type to update; CLA 84 is enciphered and MACed."""
     df = card.df
+    if cla == 0x80 and washed(card.mf):
+        raise Refusal(SW.SECURITY)
     key_file = df.key_file.value
     if key_file is None:
         raise Refusal(SW.FILE_NOT_FOUND)
     old = _target(card, key_file, p1, p2)
     if cla == 0x80:
-        if washed(card.mf):
-            raise Refusal(SW.SECURITY)
         if old is not None and old.header.value[0] & 0xC0:
             raise Refusal(SW.CLASS_MISMATCH)
         record = data

@@ -211,10 +211,10 @@ def application_unblock(card: Card, cla: int, p1: int, p2: int, data: bytes, le:
 
 def card_block(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | None) -> bytes:
     """CARD BLOCK: with the MF current, under its 36/00, for good."""
+    if cla == 0x84 and card.df is not card.mf:
+        raise Refusal(SW.CONDITIONS)
     record = _block_key(card, cla, data)
     expect_p1p2(p1, p2)
-    if card.df is not card.mf:
-        raise Refusal(SW.CONDITIONS)
     sm.unwrap(card, data, record, SW.SM_WRONG)
     card.nvm.write(card.blocked, True)
     return OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -83,6 +84,7 @@ def test_clear_keys_until_washed() -> None:
     desk("00D685090101")
     desk("80D401021536F0F0FFFF" + LINE.hex(), 0x6982)
     desk("80D436001536F0F0FFFF" + LINE.hex(), 0x6982)
+    desk("80D430091536F0F0FFFF" + LINE.hex(), 0x6982)
     desk.write_key(1, 2, bytes.fromhex("36F0F0FFFF") + LINE, MF_KEY)
 
 
@@ -772,6 +774,63 @@ def test_purse_rights() -> None:
     home.initialize(0, 2, 1, sw=0x6982)
     home("0020000003" + PIN)
     home.initialize(0, 2, 1)
+
+
+def test_reference_issuing_script() -> None:
+    """The vendor manual's script (card.md §6.5) runs from a blank card to a purchase; DF size 0800 instead of 036F."""
+    desk = Desk(Card.blank(zeros))
+    desk("80E03F000D38FFFFF0F001FFFFFFFFFFFFFF")
+    desk("80E00000073F010001F0FFFF")
+    desk("80D401001536F0F0FF33" + "36" * 16)
+    desk("80D401001539F0F0AA33" + "39" * 16)
+    desk("80E00001072C0100F0F0FFFF")
+    desk("00E2000817" + "61154F09A00000000386980701500850424F43" + "20" * 4)
+    desk("80E03F011138080 0F0F095FFFFA00000000386980701".replace(" ", ""))
+    desk("00A40000023F01")
+    desk("80E00000073F018F95F0FFFF")
+    for type_, kids, header in (
+        ("34", 1, "F0F00100"), ("36", 1, "F0F0FF33"), ("37", 1, "F0F0FF33"), ("38", 1, "F0F0FF33"),
+        ("39", 1, "F0F0AA33"), ("3E", 2, "F0F00100"), ("3F", 2, "F0F00100"), ("3D", 2, "F0F00100"),
+        ("3C", 2, "F0F00100"),
+    ):  # fmt: skip
+        for kid in range(kids):
+            desk(f"80D401{kid:02X}15{type_}{header}" + type_ * 16)
+    desk("80D401000A3AF0EF0133" + "123456FFFF")
+    for file in (
+        "0015 07 A8001EF0F0FFFF", "0016 07 A80027F0F0FFFF", "0017 07 2C0040F0F0FFFF", "0018 07 2E0A17F1EFFFFF",
+        "0001 07 2F0208F100FF18", "0002 07 2F0208F000FF18",
+    ):  # fmt: skip
+        desk("80E0" + file)
+    desk(b"\x00\xa4\x04\x00\x09" + bytes.fromhex("A00000000386980701"))
+    desk("0020000003123456")
+    desk.load(2, 500, make_key(b"\x3f" * 16))
+    desk.debit(1, 2, 120, make_key(b"\x3e" * 16))
+    assert desk.balance(2) == 380
+    desk("00B2010C00", 0x6981)
+    desk("00A40000023F00")
+    assert desk("00B2010C00")[:2] == b"\x61\x15"
+
+
+def test_faces_take_turns() -> None:
+    """Two threads on two faces of one chip: each command runs alone, so no money is lost or made."""
+    desk = at_home()
+    phone = Desk(Card(desk.card.nvm, zeros))
+    phone.select()
+    phone.authenticate(2, card_key("recharge"))
+
+    def loads() -> None:
+        for _ in range(100):
+            phone.load(2, 3, card_key("load"))
+
+    thread = Thread(target=loads)
+    thread.start()
+    for _ in range(100):
+        desk.debit(1, 2, 2, card_key("purchase"))
+    thread.join()
+    assert desk.balance(2) == 10_000 + 300 - 200
+    purse = desk.card.df.files.value[2]
+    assert isinstance(purse, PurseFile)
+    assert (purse.state.value.online_seq, purse.state.value.offline_seq) == (100, 100)
 
 
 def test_description_of_the_desk_is_reproducible() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cardlib.crypto import make_key
-from cardlib.errors import ConfigError, FormatError
+from cardlib.errors import CardRemoved, ConfigError, FormatError
 from cardlib.profile import CardIdentity, PublicInfo, check_serial
 from simulator import image, snapshot
 from simulator.card import Card, Quirks
@@ -171,6 +171,21 @@ def test_card_file_follows_each_transaction(tmp_path: Path) -> None:
     assert again.balance(2) == 9_700
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["card.img"]
+
+
+def test_card_file_follows_what_power_on_completes(tmp_path: Path) -> None:
+    """A transaction cut behind its mark reaches the file when the card is powered again."""
+    path = tmp_path / "card.img"
+    desk = at_home()
+    image.keep(desk.card, path)
+    command = desk.debit_command(1, 2, 300, card_key("purchase"))
+    desk.card.power.cut_at(12)
+    with pytest.raises(CardRemoved):
+        desk.card.transceive(command)
+    desk.card.reset()
+    again = Desk(image.load(path, zeros))
+    again.select()
+    assert again.balance(2) == 9_700
 
 
 def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cardlib.crypto import make_key
-from simulator import image
+from cardlib.errors import FormatError
+from simulator import image, snapshot
 from simulator.sam import SamCard
 from tests.simulator.desk import MASTERS, SAM_SERIAL, SERIAL, TERMINAL, TRANSPORT_KEY, WHEN, Desk, card_key, zeros
 
@@ -312,6 +313,25 @@ def test_refund_is_bound_to_the_cards_counter() -> None:
     desk.refund(5, seq=10, sw=0x6985)
     desk.purchase(5)
     desk.refund(5, seq=10)
+
+
+def test_a_sams_image_holds_everything() -> None:
+    """Keys, counter, confirmed purchases and bound refunds come back; too many keys are refused."""
+    desk = sam_desk()
+    desk.purchase(3, type_=5)
+    desk.purchase(5)
+    desk.refund(5, seq=9)
+    again = SamDesk(image.restore(desk.card.snapshot(), zeros))
+    assert again.card.snapshot() == desk.card.snapshot()
+    again("00A40000021001")
+    again.refund(5, seq=10, sw=0x6985)
+    again.refund(5, seq=9)
+    again.refund(3, type_=1, seq=2)
+    assert again.purchase(1)[0] == 3
+    body = snapshot.unseal(desk.card.snapshot())
+    body["extra"]["sam_keys"] = [bytes((0x27, n, 0)) + bytes(16) for n in range(41)]
+    with pytest.raises(FormatError, match="41 keys"):
+        image.restore(snapshot.seal(body))
 
 
 def test_refund_of_both_legs() -> None:

@@ -10,6 +10,7 @@ from cardlib.apdu import SW
 from cardlib.crypto import make_key
 from simulator import image
 from simulator.card import Card
+from simulator.files import RecordFile
 from tests.simulator.desk import LINE, TRANSPORT_KEY, Desk, application, at_home, card_key, fresh, oc1, sandbox, zeros
 from tests.simulator.test_decisions import LOG, PURSE_KEYS, knock, other_card
 
@@ -112,19 +113,19 @@ def test_order_of_refusals() -> None:
 
 
 def test_memory_accounting() -> None:
-    """EF 11 + body, record files n·(len+1)+8, purse 22, key record length + 8, key file 11 + size (card.md §6.3)."""
+    """EF 11 + body, record files n·(len+1)+8, purse 22, key its length + 8, key file 11 + size (card.md §6.3)."""
     desk = fresh()
     desk("80E03F0110" + "380100080800FFFF" + b"NEWDIR12".hex())
     desk("00A40000023F01")
     df = desk.card.df
     for command, cost in (
-        ("80E00000073F003A00F0FFFF", 11 + 58), ("80E0001507280010F0F0FFFF", 11 + 16), ("80E00016072A0305F0F0FFFF", 26),
+        ("80E00000073F003000F0FFFF", 11 + 48), ("80E0001507280010F0F0FFFF", 11 + 16), ("80E00016072A0305F0F0FFFF", 26),
         ("80E00017072C0010F0F0FFFF", 27), ("80E00001072F0208F000FF18", 22),
     ):  # fmt: skip
         free = df.free_bytes
         desk(command)
         assert free - df.free_bytes == cost
-    desk("80E000190728 0057 F0F0FFFF".replace(" ", ""), 0x6A84)
+    desk("80E000190728 0061 F0F0FFFF".replace(" ", ""), 0x6A84)
     desk(f"80E000190728{df.free_bytes - 11:04X}F0F0FFFF")
     assert df.free_bytes == 0
     for kid, sw in ((0, 0x9000), (1, 0x9000), (2, 0x6A84)):
@@ -217,3 +218,103 @@ def test_sealed_writes_are_checked_after_the_mac() -> None:
     desk.secured("04D69500", key.encrypt(b"\x09" + bytes(7)), key, 0x6A80)
     desk.secured("04D69500", b"", key, 0x6700, encrypt=True)
     desk.secured("04D69500", b"1234567", key, 0x6A80)
+
+
+def keys(*names: str, use: str = "F0", change: str = "F0") -> dict[str, dict[str, str]]:
+    return {name: {"value": LINE.hex(), "header": f"{use}{change}0133"} for name in names}
+
+
+def new_df(size: str) -> Desk:
+    return after(fresh(), f"80E03F011038{size}080800FFFF4E45574449523132", "00A40000023F01")
+
+
+REFUSALS: list[tuple[int, Callable[[], Desk], str]] = [
+    (0x6A86, at_home, "00B0F50000"),
+    (0x6700, at_home, "00B0950001AA"),
+    (0x6A86, at_home, "00B201BA00"),
+    (0x6900, lambda: sandbox(LINE_KEY, ("0015", "A80004F0F0FFFF", None)), "00D6950401AA"),
+    (0x6B00, lambda: sandbox({}, ("0015", "280004F0F0FFFF", None)), "00D6950401AA"),
+    (0x6700, lambda: sandbox({}, ("0015", "280004F0F0FFFF", None)), "00D6950000"),
+    (0x6982, lambda: sandbox({}, ("0015", "280004F0EFFFFF", None)), "00D6950001AA"),
+    (0x6982, lambda: sandbox({}, ("0017", "2E0204F0EFFFFF", None)), "00E200B80400000000"),
+    (0x9000, lambda: sandbox({}, ("0017", "2E0204F0F0FFFF", None)), "00E200B80400000000"),
+    (0x6982, lambda: sandbox(keys("39/00", change="EF")), "80D439001539F0F00133" + "11" * 16),
+    (0x6982, lambda: sandbox({}, key_file="3F0200 00EFFFFF".replace(" ", "")), "80D401001539F0F00133" + "11" * 16),
+    (0x6983, lambda: sandbox({"39/00": {"value": LINE.hex(), "header": "F0F00130"}}), "84D439000C" + "00" * 12),
+    (0x6987, lambda: sandbox(keys("39/00")), "84D4390000"),
+    (0x6700, lambda: sandbox(keys("39/00")), "84D439000500000000 00".replace(" ", "")),
+    (0x6A84, lambda: sandbox({}, key_file="3F001000F0FFFF"), "80D401001539F0F00133" + "11" * 16),
+    (0x6A86, at_home, "8054020000"),
+    (0x6A86, at_home, "805A010602000108"),
+    (0x6A86, at_home, "805C010204"),
+    (0x6A86, at_home, "8052010000"),
+    (0x6700, at_home, "805A00060100"),
+    (0x6A86, at_home, "0082010108" + "00" * 8),
+    (0x6A86, at_home, "0088030008" + "00" * 8),
+    (0x6700, at_home, "0088000100"),
+    (0x6982, lambda: sandbox(keys("30/00", use="F1")), "0088000008" + "00" * 8),
+    (0x6982, lambda: sandbox(keys("39/00", use="F1")), "0082000008" + "00" * 8),
+    (0x6982, lambda: sandbox({"3A/00": {"pin": "1234", "header": "F1EF0133"}}), "00200000021234"),
+    (0x6A86, at_home, "00200100021234"),
+    (0x6700, at_home, "002000000112"),
+    (0x6A88, at_home, "00200009021234"),
+    (0x6A88, lambda: sandbox({"3A/00": {"pin": "1234"}}), "805E000006" + "1234" + "00" * 4),
+    (0x6A88, lambda: sandbox({"3A/00": {"pin": "1234"}}), "842400000C" + "00" * 12),
+    (0x6987, at_home, "841E000000"),
+    (0x6700, at_home, "841E000005" + "00" * 5),
+    (0x6A86, at_home, "841E000204" + "00" * 4),
+    (0x6A86, at_home, "8418000104" + "00" * 4),
+    (0x6900, at_home, "8018000004" + "00" * 4),
+    (0x6985, oc1, "841E000004" + "00" * 4),
+    (0x6900, oc1, "80E4000006" + "00" * 6),
+    (0x6987, oc1, "84E4000002" + "3F01"),
+    (0x6700, oc1, "84E4000007" + "00" * 7),
+    (0x6A86, oc1, "84E4010006" + "00" * 6),
+    (0x6900, oc1, "8016000004" + "00" * 4),
+    (0x6A86, oc1, "8416010004" + "00" * 4),
+    (0x6A86, at_home, "800E010000"),
+    (0x6700, at_home, "800E000001AA"),
+    (0x6700, at_home, "00840000 01AA04".replace(" ", "")),
+    (0x6A80, lambda: new_df("0200"), "80E00000073F001020F0FFFF"),
+    (0x6A84, lambda: new_df("0020"), "80E00000073F020000F0FFFF"),
+]
+
+
+@pytest.mark.parametrize(("sw", "start", "command"), REFUSALS, ids=[f"{c[0]:04X}-{c[2][:10]}" for c in REFUSALS])
+def test_refusal(sw: int, start: Callable[[], Desk], command: str) -> None:
+    """The command earns exactly this status word, and the card's image stays as it is."""
+    desk = start()
+    before = desk.card.snapshot()
+    desk(command, sw)
+    assert sw == 0x9000 or desk.card.snapshot() == before
+
+
+def test_cache_refusals() -> None:
+    """UPDATE CAPP CACHE into a cyclic file 6981, without the write right 6982, a record of another tag 6A80."""
+    desk = at_home()
+    for command, sw in (("80DC01D010" + "00" * 16, 0x6981), ("80DC01B811020F00" + "00" * 14, 0x6A80)):
+        desk.initialize(3, 2, 1)
+        desk(command, sw)
+    desk("0020000003123456")
+    desk.initialize(3, 2, 1)
+    desk("80DC01B811010F00" + "00" * 14, 0x6982)
+
+
+def test_overdraft_overflow() -> None:
+    """A limit that lifts the balance over its four bytes is 6985."""
+    desk = purse(balance_fen=0xFFFFFFFF, overdraft_fen=0)
+    answer = desk.initialize(4, 1, 0)
+    session = make_key(b"\x3c" * 16).session(answer[11:15] + answer[4:6] + b"\x80\x00")
+    order = b"\0\0\x01\x07" + bytes.fromhex("310000000101") + bytes(7)
+    desk(b"\x80\x58\0\0\x0e" + order[:3] + bytes(7) + session.mac(order), 0x6985)
+
+
+def test_delete_df_leaves_other_directory_entries() -> None:
+    """DIR records of other applications stay, also those that are no BER-TLV of ours."""
+    desk = oc1()
+    directory = desk.card.mf.files.value[1]
+    assert isinstance(directory, RecordFile)
+    odd = (b"\x61\x02\x4f\x05", b"\x50\x01A", b"\x61\x00")
+    directory.records.value += odd
+    desk.secured("84E40000", b"\x3f\x01", make_key(LINE))
+    assert directory.records.value == odd
