@@ -43,7 +43,8 @@ def now_ms() -> int:
 class Installation:
     """Opens databases and keys when they are first needed; ``close`` lets all go.
 
-    ``secret`` asks for a secret by name (``operator secret``, ``key passphrase``).
+    ``secret`` asks for a secret by name (``operator secret``, ``key passphrase``); ``purpose`` is what the audit log
+    says that master keys were used for.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Installation:
         *,
         operator: str = "admin",
         enterprise_id: int | None = None,
+        purpose: str = "command",
         platform: bool = False,
         migrate: bool = False,
         clock: Callable[[], int] = now_ms,
@@ -64,6 +66,7 @@ class Installation:
         self.random_bytes = random_bytes
         self._operator_name = operator
         self._enterprise_id = enterprise_id
+        self._purpose = purpose
         self._platform = platform
         self._migrate = migrate
         self._stack = ExitStack()
@@ -138,7 +141,9 @@ class Installation:
             now_ms=self.clock,
             on_use=self._key_used,
         )
-        return self._stack.enter_context(store)
+        self._stack.enter_context(store)
+        self._stack.enter_context(store.using(self._purpose))
+        return store
 
     def _key_used(self, ref: KeyRef, purpose: str, count: int) -> None:
         with self.platform.write() as tx:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
+import click
+
 from backoffice import requests
 from backoffice.database import Database, Tx
 from backoffice.installation import Installation
@@ -28,9 +30,11 @@ def _roll_back() -> None:
 def open_installation(session: Session, *, platform: bool = False, migrate: bool = False) -> Installation:
     """The installation of this invocation, closed at its end."""
     who, number = session.operator, session.enterprise
+    purpose = click.get_current_context().command_path.partition(" ")[2]
     made = Installation(
-        session.db, session.secret, operator=who, enterprise_id=number, platform=platform, migrate=migrate
-    )
+        session.db, session.secret, operator=who, enterprise_id=number, purpose=purpose, platform=platform,
+        migrate=migrate,
+    )  # fmt: skip
     return session.keep(made)
 
 

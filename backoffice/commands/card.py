@@ -1,0 +1,336 @@
+"""``onecard card``: the life of a card, from washing to its end."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backoffice import cards, chips, jobs, members
+from backoffice.cards import NewCard, State
+from backoffice.commands.base import changing, permitted
+from backoffice.database import PLATFORM
+from backoffice.installation import Installation
+from backoffice.jobs import Result
+from backoffice.operators import Permission, require
+from backoffice.station import Office
+from cardlib.errors import CheckFailed, ConfigError, OutcomeUnknown, Refused
+from cardlib.iso7816 import pin_bytes
+from cardlib.profile import CardKind
+from console import Hex, Noun, Session
+from keymgmt.steps import FileSteps, read_identity
+from keymgmt.wash import WashPlan, wash
+
+CARD = Hex(8)
+KINDS = {"cpu-card": CardKind.CPU_CARD, "rfid-sim": CardKind.RFID_SIM}
+kind_option = click.option("--kind", type=click.Choice(list(KINDS)), default="cpu-card", show_default=True)
+posted_option = click.option("--posted", is_flag=True, help="Sent by post: inactive until receipt is confirmed.")
+platform_option = click.option(
+    "--platform-operator", help="Washes and opens the slot too, where platform and enterprise are one organisation."
+)
+reason_option = click.option("--reason", default="", help="Why, for the audit log.")
+
+
+@click.group(cls=Noun)
+def command() -> None:
+    """Cards: wash, issue, lose, unlock, reissue, cancel."""
+
+
+def _desk(office: Installation, platform_operator: str | None) -> Office:
+    """The office; with the platform's operator it also washes and opens slots."""
+    if platform_operator is None:
+        return office.office()
+    return office.office(office.platform_operator(platform_operator), office.initial_key())
+
+
+def _done(session: Session, act: Callable[[], Result]) -> None:
+    """Run a flow with a card in the reader; a torn one says how to go on."""
+    if session.dry_run:
+        raise ConfigError("what a card does can't be tried out: leave --dry-run out")
+    try:
+        outcome = act()
+    except OutcomeUnknown as e:
+        again = f"{e}. Present the same card and run the same command again: money moves once"
+        raise OutcomeUnknown(e.journal_id, again) from e
+    session.emit(outcome)
+
+
+def _new_pin(session: Session) -> bytes:
+    return pin_bytes(session.secret("holder pin", new=True))
+
+
+@command.command("wash")
+@kind_option
+@click.option("--key-version", type=click.IntRange(1, 255), default=1, show_default=True)
+@permitted(Permission.CARD_WASH, platform=True)
+def wash_command(session: Session, office: Installation, kind: str, key_version: int) -> None:
+    """Replace the vendor's keys of the card in --reader by the platform's, and give it its serial.
+
+    Asks for the vendor's transport key (hexadecimal). A wrong one is tried once. --dry-run shows the plan.
+    """
+    initial = office.initial_key()
+    card = session.open_card()
+    identity = read_identity(card)
+    known = identity.serial if identity is not None and any(identity.serial) else None
+    today = datetime.fromtimestamp(office.clock() / 1000, UTC).date()
+    if session.dry_run:
+        plan = WashPlan("dry run", known or bytes(8), 1, today, key_version, initial)
+        lines = plan.lines() if known else ["give the card a new serial", *plan.lines()[1:]]
+        session.emit({"plan": lines, "dry_run": True}, lines)
+        return
+    with office.platform.write() as tx:
+        serial = known or chips.next_serial(tx, KINDS[kind])
+    plan = WashPlan(serial.hex(), serial, 1, today, key_version, initial)
+    steps = session.keep(FileSteps(office.folder / "cards.steps"))
+    done = wash(card, plan, office.keys, steps)
+    with office.platform.write() as tx:
+        chips.register(tx, office.operator, serial, wash_version=done.wash_version)
+    session.emit({"card": serial, "kind": kind, "wash_version": done.wash_version})
+
+
+@command.command()
+@click.argument("member_number")
+@kind_option
+@posted_option
+@platform_option
+@permitted(Permission.CARD_ISSUE)
+def issue(
+    session: Session, office: Installation, member_number: str, kind: str, posted: bool, platform_operator: str | None
+) -> None:
+    """Make the card in --reader the card of MEMBER_NUMBER. Asks for the holder's PIN of 4 to 12 digits.
+
+    Torn, it goes on when the same command runs again with the same card.
+    """
+    desk = _desk(office, platform_operator)
+    new = NewCard(session.open_card(), _new_pin(session), posted, KINDS[kind])
+    request_id = session.request_id or None
+    _done(session, lambda: cards.issue(desk, office.operator, member_number, new, request_id=request_id))
+
+
+@command.command("issue-batch")
+@click.argument("batch_id")
+@click.option("--pin-sheet", type=click.Path(path_type=Path), required=True, help="CSV to write the PINs to (0600).")
+@click.option("--department", default="", help="Only members of one department.")
+@kind_option
+@posted_option
+@platform_option
+@permitted(Permission.CARD_ISSUE)
+def issue_batch(
+    session: Session, office: Installation, batch_id: str, pin_sheet: Path, department: str, kind: str, posted: bool,
+    platform_operator: str | None,
+) -> None:  # fmt: skip
+    """Issue cards to all members who have none. The same BATCH_ID continues where it was stopped.
+
+    Asks for one card after another; with --reader sim:FOLDER the card of member N is FOLDER/N.img.
+    """
+    desk = _desk(office, platform_operator)
+    with office.database.read() as tx:
+        people = [one.member_number for one in _without_card(tx, office, department, batch_id)]
+    if session.dry_run:
+        session.emit({"members": people, "dry_run": True}, [f"would issue {len(people)} cards", *people])
+        return
+    write_pin = _pin_sheet(session, pin_sheet)
+
+    def next_card(member: str) -> NewCard:
+        digits = f"{int.from_bytes(office.random_bytes(8), 'big') % 1_000_000:06d}"
+        new = NewCard(_reader_for(session, member), pin_bytes(digits), posted, KINDS[kind])
+        write_pin(member, digits)
+        return new
+
+    outcomes = cards.issue_batch(desk, office.operator, people, next_card, batch_id=batch_id)
+    rows = []
+    for one in session.progress(outcomes, len(people), "cards"):
+        card = one.outcome["card"] if one.outcome else None
+        rows.append({"member": one.member_number, "card": card, "error": str(one.error) if one.error else None})
+    session.emit(rows)
+    failed = [row for row in rows if row["error"]]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(rows)} cards failed: mend the cause and run batch {batch_id} again")
+
+
+def _without_card(tx: Any, office: Installation, department: str, batch_id: str) -> Iterator[members.Member]:  # noqa: ANN401
+    """Members of a department without a card, and those this batch has begun."""
+    after = ""
+    while page := members.listing(tx, office.enterprise_id, after=after):
+        after = page[-1].member_number
+        for one in page:
+            held = [c for c in cards.of_member(tx, office.enterprise_id, one.member_number) if c.state in _HELD]
+            begun = jobs.by_request(tx, office.enterprise_id, f"{batch_id}:{one.member_number}")
+            if department in ("", one.department) and (not held or begun):
+                yield one
+
+
+_HELD = (*cards.USABLE, State.LOST)
+
+
+def _reader_for(session: Session, member: str) -> Any:  # noqa: ANN401  # a transport
+    scheme, _, rest = session.reader.partition(":")
+    if scheme == "sim" and Path(rest).is_dir():
+        return session.open_card(f"sim:{Path(rest) / member}.img")
+    if session.no_input:
+        raise ConfigError("a batch asks for one card after another: it needs a person, or --reader sim:FOLDER")
+    click.prompt(f"Put the card of member {member} on the reader, then press Enter", default="", err=True)
+    return session.open_card()
+
+
+def _pin_sheet(session: Session, path: Path) -> Callable[[str, str], None]:
+    """Append a line per card, on disk before the card has the PIN."""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+    except OSError as e:
+        raise ConfigError(f"pin sheet {path}: {e.strerror}") from e
+    file = session.keep(os.fdopen(fd, "a", encoding="utf-8", newline=""))
+    writer = csv.writer(file)
+
+    def write(member: str, digits: str) -> None:
+        writer.writerow([member, digits])
+        file.flush()
+        os.fsync(fd)
+
+    return write
+
+
+@command.command("list")
+@click.option("--state", type=click.Choice([one.value for one in State]))
+@permitted(Permission.CARD_SHOW)
+def list_command(session: Session, office: Installation, state: str | None) -> None:
+    """List the enterprise's cards."""
+    with office.database.read() as tx:
+        found = cards.listing(tx, office.enterprise_id, State(state) if state else None)
+    session.emit([_row(one) for one in found])
+
+
+def _row(one: cards.Application) -> dict[str, Any]:
+    return {
+        "card": one.card_serial,
+        "member": one.member_number,
+        "kind": one.kind.name.lower(),
+        "state": one.state.value,
+        "expires": one.expires,
+    }
+
+
+@command.command()
+@click.argument("card", type=CARD)
+@permitted(Permission.CARD_SHOW)
+def show(session: Session, office: Installation, card: bytes) -> None:
+    """Show CARD (its serial) and its history."""
+    with office.database.read() as tx:
+        one = cards.get(tx, office.enterprise_id, card)
+        past = cards.history(tx, office.enterprise_id, card)
+    events = [
+        f"{datetime.fromtimestamp(row['at_ms'] / 1000, UTC):%Y-%m-%d %H:%M} {row['state_from']} -> {row['state_to']}"
+        f" by {row['actor']} {row['reason']}".rstrip()
+        for row in past
+    ]
+    session.emit(_row(one) | {"replaces": one.replaces, "replaced_by": one.replaced_by, "history": events})
+
+
+def _change(
+    session: Session, office: Installation, card: bytes, permission: Permission, to: State, act: Callable[[], Result]
+) -> None:
+    """A flow without a card in the reader; a dry run only checks the change of state."""
+    if session.dry_run:
+        require(office.operator, permission, office.enterprise_id)
+        with changing(session, office.database) as tx:
+            cards.transition(tx, office.enterprise_id, card, to, office.operator.name, "dry run")
+        session.emit({"card": card, "state": to.value, "dry_run": True})
+    else:
+        session.emit(act())
+
+
+@command.command()
+@click.argument("card", type=CARD)
+@reason_option
+@permitted(Permission.CARD_LOSE)
+def lose(session: Session, office: Installation, card: bytes, reason: str) -> None:
+    """Report CARD (its serial) lost: on the next blacklist, subsystems told. Twice is once."""
+    rid = session.request_id or None
+    desk = office.office()
+    _change(
+        session, office, card, Permission.CARD_LOSE, State.LOST,
+        lambda: cards.lose(desk, office.operator, card, reason, request_id=rid),
+    )  # fmt: skip
+
+
+@command.command()
+@click.argument("card", type=CARD)
+@reason_option
+@permitted(Permission.CARD_UNLOCK)
+def unlock(session: Session, office: Installation, card: bytes, reason: str) -> None:
+    """Lost CARD is found: active again, off the blacklist, subsystems told."""
+    rid = session.request_id or None
+    desk = office.office()
+    _change(
+        session, office, card, Permission.CARD_UNLOCK, State.ACTIVE,
+        lambda: cards.unlock(desk, office.operator, card, reason, request_id=rid),
+    )  # fmt: skip
+
+
+@command.command()
+@click.argument("card", type=CARD)
+@permitted(Permission.CARD_ISSUE)
+def confirm(session: Session, office: Installation, card: bytes) -> None:
+    """The holder has received posted CARD: active from now on."""
+    rid = session.request_id or None
+    desk = office.office()
+    _change(
+        session, office, card, Permission.CARD_ISSUE, State.ACTIVE,
+        lambda: cards.confirm_receipt(desk, office.operator, card, request_id=rid),
+    )  # fmt: skip
+
+
+@command.command()
+@click.argument("old", type=CARD)
+@click.option("--old-reader", help="Where the old card is; without it, it must be lost and the books decide.")
+@kind_option
+@posted_option
+@platform_option
+@click.option("--confirm", "word", help="REISSUE: the old card is ended for good.")
+@permitted(Permission.CARD_REISSUE)
+def reissue(
+    session: Session, office: Installation, old: bytes, old_reader: str | None, kind: str, posted: bool,
+    platform_operator: str | None, word: str | None,
+) -> None:  # fmt: skip
+    """Replace card OLD by the one in --reader, with its money. Asks for the holder's PIN."""
+    session.confirm("REISSUE", f"Card {old.hex().upper()} is ended for good.", word)
+    desk = _desk(office, platform_operator)
+    new = NewCard(session.open_card(), _new_pin(session), posted, KINDS[kind])
+    present = session.open_card(old_reader) if old_reader else None
+    request_id = session.request_id or None
+    _done(session, lambda: cards.reissue(desk, office.operator, old, new, old_card=present, request_id=request_id))
+
+
+@command.command()
+@click.argument("card", type=CARD)
+@click.option("--present", is_flag=True, help="The card is in --reader: it is emptied, wiped and blocked.")
+@reason_option
+@click.option("--confirm", "word", help="CANCEL: the card is ended for good.")
+@permitted(Permission.CARD_CANCEL)
+def cancel(session: Session, office: Installation, card: bytes, present: bool, reason: str, word: str | None) -> None:
+    """End CARD (its serial): balance settled, number freed, listed, subsystems told."""
+    session.confirm("CANCEL", f"Card {card.hex().upper()} is ended for good.", word)
+    chip = session.open_card() if present else None
+    desk, request_id = office.office(), session.request_id or None
+    _done(session, lambda: cards.cancel(desk, office.operator, card, reason, card=chip, request_id=request_id))
+
+
+@command.command("jobs")
+@permitted(Permission.CARD_SHOW)
+def jobs_command(session: Session, office: Installation) -> None:
+    """List what was begun and not finished: run the same command again to go on."""
+    if office.scope == PLATFORM:
+        raise Refused("enterprise", "jobs belong to an enterprise: give --enterprise NUMBER")
+    with office.database.read() as tx:
+        found = jobs.running(tx, office.enterprise_id)
+    session.emit(
+        [
+            {"job": j.job_id, "kind": j.kind, "subject": j.subject, "actor": j.actor, "since_ms": j.created_ms}
+            for j in found
+        ]
+    )
