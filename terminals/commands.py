@@ -189,7 +189,7 @@ def export(session: Session, target: Path, from_seq: int | None, file: Path, sam
 def acknowledge(session: Session, seq: int, file: Path, sam_reader: str) -> None:
     """Note that the back office has all entries up to SEQ."""
     pos = _open_pos(session, file, sam_reader)
-    pos.journal.ack(seq)
+    pos.collected(seq)
     session.emit({"acknowledged": seq})
 
 

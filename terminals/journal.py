@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from enum import Enum, unique
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
-from cardlib.errors import CheckFailed, Conflict, DatabaseError, FormatError, MacMismatch, NotFound
+from cardlib.errors import CheckFailed, Conflict, DatabaseError, FormatError, NotFound
 from cardlib.profile import Purse
 from cardlib.records import Event, JournalEntry, JournalFile, Note, Report, Transaction, genesis, pending
 from terminals.policy import LastPayment, Leg, Operation
@@ -147,6 +147,14 @@ class Job:
         return sum(leg.amount_fen for leg in self.committed)
 
 
+class Standing(NamedTuple):
+    """Open shift; the newest of money moves and signed lists ever seen; time of the first entry nobody collected."""
+
+    shift: int | None
+    clock_floor_ms: int
+    oldest_uncollected_ms: int | None
+
+
 class Journal:
     """The journal file of one terminal; one process has it open. Raises CheckFailed when it was damaged or edited.
 
@@ -179,6 +187,8 @@ class Journal:
             self.last_seq = 0
             self.last_hash = b""
             self._unsaved: Job | None = None
+            self._newest: dict[int, Transaction] = {}  # saves decoding what was written a moment ago
+            self._none_open = False
             self._load_head()
             self._check()
         except BaseException:
@@ -238,7 +248,7 @@ class Journal:
         if damage != "ok":
             raise CheckFailed(f"{self.path} is damaged ({damage}): save the file, then start with a new one")
         seq, digest = self._one("SELECT first_seq - 1, first_previous FROM head")
-        for number, body, stored in self._rows("SELECT seq, body, hash FROM entry ORDER BY seq"):
+        for number, body, stored in self._each("SELECT seq, body, hash FROM entry ORDER BY seq"):
             digest = sha256(digest + body).digest()
             seq += 1
             if number != seq or digest != stored:
@@ -255,14 +265,15 @@ class Journal:
     def verify(self) -> None:
         """Decode every entry and compare the chain's open intents with the jobs'. Raises CheckFailed."""
         first, previous = self._one("SELECT first_seq, first_previous FROM head")
+        self._check()
         try:
-            entries = self._decode(first, previous, self.last_seq)
-        except (FormatError, MacMismatch) as e:
+            waiting = {entry.seq for entry in pending(self._decode(first, previous, self.last_seq))}
+        except FormatError as e:
             raise self._edited(str(e)) from e
         rows = self._rows(
             "SELECT intent_seq FROM leg WHERE state IN ('intent', 'in_doubt') AND intent_seq >= ?", (first,)
         )
-        if {entry.seq for entry in pending(entries)} != {seq for (seq,) in rows}:
+        if waiting != {seq for (seq,) in rows}:
             raise self._edited("its open intents are not those of the jobs")
 
     def close(self) -> None:
@@ -282,6 +293,11 @@ class Journal:
     def _rows(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, _errors(self.path):
             return self._db.execute(sql, params).fetchall()
+
+    def _each(self, sql: str, params: Sequence[Any] = ()) -> Iterator[Any]:
+        """Rows one by one: a journal may be larger than memory."""
+        with self._mutex, _errors(self.path):
+            yield from self._db.execute(sql, params)
 
     def _one(self, sql: str, params: Sequence[Any] = ()) -> Any:  # noqa: ANN401  # columns of any type
         rows = self._rows(sql, params)
@@ -346,14 +362,14 @@ class Journal:
         Raises Refused(storage_full) when there is no room to see it through.
         """
         self._need_room()
-        job_id = self._one("SELECT coalesce(max(id), 0) + 1 FROM job")[0]
+        job_id, shift = self._one("SELECT (SELECT coalesce(max(id), 0) + 1 FROM job), coalesce(shift, 0) FROM head")
         planned = tuple(
             JobLeg(n, leg.purse, leg.amount_fen, LegState.PLANNED, None, None, proven=False)
             for n, leg in enumerate(legs)
         )
         amount_fen = sum(leg.amount_fen for leg in legs)
         job = Job(
-            job_id, operation, sale, self.shift or 0, card_serial, amount_fen, self._now_ms(), counters, undo_of,
+            job_id, operation, sale, shift, card_serial, amount_fen, self._now_ms(), counters, undo_of,
             JobState.OPEN, suspect=False, legs=planned,
         )  # fmt: skip
         self._unsaved = job
@@ -371,6 +387,7 @@ class Journal:
         job = self._unsaved
         if job is None or job.id != job_id:
             return
+        self._none_open = False
         values = (job.id, job.operation.value, job.sale, job.shift, job.card_serial, job.amount_fen, job.utc_ms)
         self._db.execute(
             "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', 0)", (*values, job.counters, job.undo_of)
@@ -402,6 +419,7 @@ class Journal:
                     (leg.job_id,),
                 )
         self._unsaved = None
+        self._newest = {} if t is None else {seq: t}
         return seq
 
     def job(self, job_id: int) -> Job:
@@ -445,7 +463,11 @@ class Journal:
 
     def open_jobs(self) -> list[Job]:
         """Jobs whose card is awaited, oldest first."""
-        return self._jobs("state = 'open' ORDER BY id")
+        if self._none_open:
+            return []
+        found = self._jobs("state = 'open' ORDER BY id")
+        self._none_open = not found
+        return found
 
     def open_intents(self) -> list[JournalEntry]:
         """Intents whose outcome is unknown, oldest first."""
@@ -537,15 +559,18 @@ class Journal:
     def transaction(self, leg: JobLeg) -> Transaction:
         """What the chain says of a leg: its committed record, else its intent. Raises NotFound."""
         seq = leg.closed_seq if leg.state is LegState.COMMITTED else leg.intent_seq
-        record = self.entry(seq or 0).record
+        record = self._newest.get(seq or 0) or self.entry(seq or 0).record
         if not isinstance(record, Transaction):
             raise self._edited(f"entry {seq} has no transaction")
         return record
 
-    @property
-    def clock_floor_ms(self) -> int:
-        """The newest of money moves and signed lists ever seen: a clock that shows less was set back."""
-        return int(self._one("SELECT max(newest_money_ms, list_ms) FROM head")[0])
+    def standing(self) -> Standing:
+        """What decisions ask of the journal, at once."""
+        sql = (
+            "SELECT shift, max(newest_money_ms, list_ms), (SELECT utc_ms FROM entry WHERE seq = acked_seq + 1) "
+            "FROM head"
+        )
+        return Standing(*self._one(sql))
 
     @property
     def list_version(self) -> int:
@@ -564,8 +589,7 @@ class Journal:
     @property
     def shift(self) -> int | None:
         """Number of the open shift."""
-        number: int | None = self._one("SELECT shift FROM head")[0]
-        return number
+        return self.standing().shift
 
     def open_shift(self, operator: str) -> int:
         """Open the next shift and return its number. Raises Conflict when one is open."""
@@ -601,19 +625,11 @@ class Journal:
         """Last entry that the back office has."""
         return int(self._one("SELECT acked_seq FROM head")[0])
 
-    @property
-    def oldest_uncollected_ms(self) -> int | None:
-        """Time of the first entry that the back office does not have."""
-        row = self._one("SELECT utc_ms FROM entry WHERE seq > (SELECT acked_seq FROM head) ORDER BY seq LIMIT 1")
-        return row[0] if row else None
-
-    def _decode(self, from_seq: int, previous: bytes, to_seq: int) -> list[JournalEntry]:
+    def _decode(self, from_seq: int, previous: bytes, to_seq: int) -> Iterator[JournalEntry]:
         sql = "SELECT body FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq"
-        entries = []
-        for (body,) in self._rows(sql, (from_seq, to_seq)):
-            entries.append(JournalEntry.decode(body, previous))
+        for (body,) in self._each(sql, (from_seq, to_seq)):
+            yield JournalEntry.decode(body, previous)
             previous = sha256(previous + body).digest()
-        return entries
 
     def collect(self, from_seq: int | None = None, count: int = 1 << 16) -> JournalFile:
         """Entries from a sequence on (by default the first not acknowledged), as the export format has them.

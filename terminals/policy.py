@@ -162,14 +162,14 @@ def split(
 
 
 def counted(counters: DayCounters, day: date, amount_fen: int, times: int = 1) -> DayCounters:
-    """The card's counters after a payment on ``day``; those of another day start anew."""
+    """The card's counters after a payment on ``day``; those of another day start anew, full ones stay full."""
     if counters.day != day:
         counters = DayCounters.of(day)
     return replace(
         counters,
-        times=counters.times + times,
-        spent_fen=counters.spent_fen + amount_fen,
-        day_spent_fen=counters.day_spent_fen + amount_fen,
+        times=min(0xFF, counters.times + times),
+        spent_fen=min(0xFFFFFFFF, counters.spent_fen + amount_fen),
+        day_spent_fen=min(0xFFFFFFFF, counters.day_spent_fen + amount_fen),
     )
 
 
@@ -262,7 +262,7 @@ def _payment_limit(facts: Facts, rules: Rules, now_ms: int) -> Reason | None:
 
 def _day_count(facts: Facts, rules: Rules, _: int) -> Reason | None:
     reached = rules.day_count is not None and facts.day_times >= rules.day_count
-    return Reason.COUNT_LIMIT if reached or facts.day_times >= 0xFF else None
+    return Reason.COUNT_LIMIT if reached else None
 
 
 def _day_limit(facts: Facts, rules: Rules, _: int) -> Reason | None:

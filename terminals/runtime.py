@@ -265,6 +265,14 @@ class Terminal:
             raise Reason.SHIFT_CLOSED.refusal()
         return shift
 
+    def collected(self, seq: int) -> int:
+        """The back office has the journal up to ``seq``; forgets what is old enough and returns how many entries.
+
+        Raises Conflict beyond the end.
+        """
+        self.journal.ack(seq)
+        return self.journal.prune(self.config.keep_ms)
+
     # --- the tap loop ----------------------------------------------------------------------------------------
 
     def serve(self, source: CardSource, act: Callable[[Transport], Receipt]) -> Receipt:
@@ -325,7 +333,7 @@ class Terminal:
     def facts(self, operation: Operation, tap: Tap, amount_fen: int) -> Facts:
         """What every decision needs; operations add their own with ``dataclasses.replace``."""
         info = tap.session.public_info
-        created_ms = self.lists.created_ms
+        created_ms, standing = self.lists.created_ms, self.journal.standing()
         return Facts(
             operation=operation,
             card_serial=tap.session.factor,
@@ -335,10 +343,10 @@ class Terminal:
             valid_until=info.expiry,
             listed=self.lists.lookup(tap.session.factor),
             list_created_ms=created_ms,
-            clock_floor_ms=max(self.journal.clock_floor_ms, created_ms or 0),
-            oldest_uncollected_ms=self.journal.oldest_uncollected_ms,
+            clock_floor_ms=max(standing.clock_floor_ms, created_ms or 0),
+            oldest_uncollected_ms=standing.oldest_uncollected_ms,
             pending_other_card=any(job.card_serial != tap.session.factor for job in self._unresolved()),
-            shift=self.journal.shift,
+            shift=standing.shift,
         )
 
     def require(self, facts: Facts) -> None:

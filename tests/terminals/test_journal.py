@@ -139,7 +139,7 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     with open_journal(tmp_path / "j.db") as second:
         assert (second.last_seq, second.last_hash) == head
         assert [job.amount_fen for job in second.open_jobs()] == [400]
-        assert (second.shift, second.acked_seq, second.clock_floor_ms) == (1, 2, NOW)
+        assert (second.shift, second.acked_seq, second.standing().clock_floor_ms) == (1, 2, NOW)
         sale = second.sale("R1")
         assert sale is not None
         assert sale.state is JobState.DONE
@@ -366,11 +366,11 @@ def test_acknowledging(journal: Journal) -> None:
     pay(journal)
     journal.ack(2)
     journal.ack(1)
-    assert (journal.acked_seq, journal.oldest_uncollected_ms) == (2, None)
+    assert (journal.acked_seq, journal.standing().oldest_uncollected_ms) == (2, None)
     with pytest.raises(Conflict):
         journal.ack(3)
     journal.note("later")
-    assert journal.oldest_uncollected_ms == NOW
+    assert journal.standing().oldest_uncollected_ms == NOW
 
 
 def test_shifts_and_totals(journal: Journal) -> None:
@@ -416,9 +416,9 @@ def test_clock_floor_ignores_notes(tmp_path: Path) -> None:
         clock.ms += 10**12
         journal.note("clock", "ahead")
         clock.ms = NOW
-        assert journal.clock_floor_ms == 0
+        assert journal.standing().clock_floor_ms == 0
         pay(journal)
-        assert journal.clock_floor_ms == NOW
+        assert journal.standing().clock_floor_ms == NOW
 
 
 def test_a_failing_transaction_changes_nothing(journal: Journal) -> None:

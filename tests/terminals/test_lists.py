@@ -54,7 +54,11 @@ def test_reasons_and_steps(tmp_path: Path, journal: Journal) -> None:
     assert [lists.lookup(card) for card in CARDS[:3]] == [Reason.LOST, Reason.FRAUD, None]
     later = listed(2, created_ms=NOW + DAY_MS)
     assert lists.take(freshness(ROOT, later)) == 2
-    assert (lists.created_ms, journal.clock_floor_ms, journal.list_version) == (NOW + DAY_MS, NOW + DAY_MS, 2)
+    assert (lists.created_ms, journal.standing().clock_floor_ms, journal.list_version) == (
+        NOW + DAY_MS,
+        NOW + DAY_MS,
+        2,
+    )
     every = listed(3, *((n, reason) for n, reason in enumerate(ListReason)))
     lists.take(snapshot(ROOT, every))
     assert all(lists.lookup(card) for card in CARDS[: len(ListReason)])
@@ -159,7 +163,7 @@ def test_hostile_clock_and_lists_by_seed(tmp_path: Path, seed: int) -> None:
         card.reset()
         lost.reset()
         age_ms = shop.now_ms - (lists.created_ms or 0)
-        before, committed = shop.journal.clock_floor_ms, len(shop.moves())
+        before, committed = shop.journal.standing().clock_floor_ms, len(shop.moves())
         assert refused(lambda: shop.pos.pay(lost, 1)) in {"lost", "clock_doubtful", "list_too_old"}
         try:
             shop.pos.pay(card, 1)

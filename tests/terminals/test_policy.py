@@ -8,7 +8,7 @@ from datetime import date
 
 import pytest
 
-from cardlib.profile import Purse
+from cardlib.profile import DayCounters, Purse
 from terminals.policy import (
     CHECKS,
     CLOCK_SLACK_MS,
@@ -21,9 +21,11 @@ from terminals.policy import (
     Operation,
     PurseOrder,
     Rules,
+    counted,
     decide,
     local_time,
     split,
+    uncounted,
 )
 from terminals.reasons import BY_CODE, Reason
 
@@ -62,7 +64,6 @@ CASES: list[tuple[Reason, Facts, Rules]] = [
     (Reason.PAYMENT_LIMIT, PAY, replace(RULES, payment_limit_fen=999)),
     (Reason.PAYMENT_LIMIT, replace(PAY, list_created_ms=NOW - 2 * DAY_MS), replace(RULES, reduced_limit_fen=999)),
     (Reason.COUNT_LIMIT, replace(PAY, day_times=3), replace(RULES, day_count=3)),
-    (Reason.COUNT_LIMIT, replace(PAY, day_times=255), RULES),
     (Reason.DAY_LIMIT, replace(PAY, day_spent_fen=4_001), replace(RULES, day_limit_fen=5_000)),
     (Reason.BALANCE_EXPIRED, PAY, replace(RULES, balance_expires=date(2026, 9, 20))),
     (Reason.BALANCE, replace(PAY, amount_fen=5_601), RULES),
@@ -200,6 +201,19 @@ def test_hostile_clock_never_lets_a_payment_through(seed: int) -> None:
         else:
             assert decision.reason is None
             floor = max(floor, now)
+
+
+def test_counters_of_a_day() -> None:
+    """Counters add up within a day, start anew with the next, stop at their end, and an undo takes its part back."""
+    today, base = date(2026, 9, 21), DayCounters.of(date(2026, 9, 20), 0, 9, 900, 900)
+    once = counted(base, today, 300)
+    assert once == DayCounters.of(today, 0, 1, 300, 300)
+    assert counted(once, today, 50) == DayCounters.of(today, 0, 2, 350, 350)
+    assert uncounted(counted(once, today, 50), today, 50) == once
+    assert uncounted(base, today, 50) == base
+    assert uncounted(once, today, 999, times=5) == DayCounters.of(today)
+    full = DayCounters.of(today, 0, 255, 2**32 - 1, 2**32 - 1)
+    assert counted(full, today, 1) == full
 
 
 def test_local_day_is_the_enterprise_s() -> None:

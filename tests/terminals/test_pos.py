@@ -14,7 +14,7 @@ from cardlib import iso7816 as iso
 from cardlib.errors import CardRemoved, Conflict, OutcomeUnknown, Refused
 from cardlib.profile import DayCounters, PublicInfo, Purpose, Purse, TransactionType, issuer_id
 from cardlib.sam import CardSam, SamPool
-from cardlib.transport import Tearing, Transport
+from cardlib.transport import Decorator, Tearing, Transport
 from simulator.card import Card
 from terminals.journal import JobState
 from terminals.policy import DAY_MS, PurseOrder
@@ -175,21 +175,21 @@ def block(shop: Shop, card: Card) -> None:
 def other_aid(card: Card) -> Transport:
     """The card of a neighbour: its application answers to another name only."""
 
-    class Foreign(Tearing):
+    class Foreign(Decorator):
         def transceive(self, command: bytes) -> bytes:
             if command[:4] == b"\x00\xa4\x04\x00":
                 return b"\x6a\x82"
             return self.inner.transceive(command)
 
-    return Foreign(card, 0, before=True)
+    return Foreign(card)
 
 
 def dead(card: Card) -> Transport:
-    class Dead(Tearing):
+    class Dead(Decorator):
         def transceive(self, command: bytes) -> bytes:
             return b"\x6a\x81"
 
-    return Dead(card, 0, before=True)
+    return Dead(card)
 
 
 CARDS: list[tuple[str, Callable[[Shop, Card], Transport | None]]] = [
@@ -274,6 +274,71 @@ def test_a_sale_is_charged_once(tmp_path: Path) -> None:
     assert shop.look(card).balances_fen == (0, 4_600)
 
 
+def test_the_rest_that_can_not_be_taken(tmp_path: Path) -> None:
+    """When the second purse was spent elsewhere meanwhile, what was taken is told, is not taken again, and undone."""
+    (tmp_path / "b").mkdir()
+    shop, elsewhere = Shop(tmp_path), Shop(tmp_path / "b", with_rules(purse_order=PurseOrder.MAIN_ONLY))
+    card = shop.new_card(1, 300, 500)
+
+    class AfterFirst(Decorator):
+        def transceive(self, command: bytes) -> bytes:
+            if command[:4] == b"\x80\x50\x03\x02":
+                raise CardRemoved("pulled away between the purses")
+            return self.inner.transceive(command)
+
+    with pytest.raises(OutcomeUnknown, match="300 of 700"):
+        shop.pos.pay(AfterFirst(card), 700, "R1")
+    elsewhere.pos.pay(again(card), 200)
+    with pytest.raises(Refused, match="300 of 700") as caught:
+        shop.pos.pay(again(card), 700, "R1")
+    assert caught.value.reason == "balance"
+    partly = shop.pos.pay(again(card), 700, "R1")
+    assert (partly.job.state, partly.amount_fen) == (JobState.PARTIAL, 300)
+    assert shop.look(card).balances_fen == (0, 300)
+    receipt = shop.pos.serve(Taps(lambda: again(card)), lambda c: shop.pos.pay(c, 700, "R1"))
+    assert (receipt, shop.screen.notices[-1].say) == (partly, Say.PARTLY)
+    assert shop.pos.undo_last(again(card)).amount_fen == 300
+    assert shop.look(card).balances_fen == (300, 300)
+
+
+def test_a_listed_card_gets_no_rest(tmp_path: Path) -> None:
+    """Between the two purses of a torn payment the card was reported lost: the rest is not taken."""
+    shop = Shop(tmp_path)
+    card = shop.new_card(1, 300, 500)
+    with pytest.raises(OutcomeUnknown):
+        shop.pos.pay(cut_at_debit(card), 700, "R1")
+    shop.lists.listed[card_serial(card)] = Reason.LOST
+    assert refused(lambda: shop.pos.pay(again(card), 700, "R1")) == "lost"
+    assert shop.look(card).balances_fen == (0, 500)
+    assert shop.open_moves() == []
+
+
+def test_a_blocked_card_still_proves_its_payment(tmp_path: Path) -> None:
+    """A card blocked right after a torn payment is refused, and the payment is closed by its proof in the SAM."""
+    shop = Shop(tmp_path)
+    card = shop.new_card(1, 0, 500)
+    with pytest.raises(OutcomeUnknown):
+        shop.pos.pay(cut_at_debit(card), 200, "R1")
+    block(shop, card)
+    assert refused(lambda: shop.pos.pay(card, 200, "R1")) == "application_blocked"
+    assert shop.pos.pay(again(card), 200, "R1").moves[0].mac2_verified
+
+
+def test_collected_and_pruned(tmp_path: Path) -> None:
+    """Entries that the back office has are forgotten once they are old; the till goes on."""
+    shop = Shop(tmp_path)
+    card = shop.new_card(1, 0, 500)
+    shop.pos.pay(card, 100)
+    last = shop.journal.last_seq
+    assert shop.terminal.collected(last) == 0
+    later(shop, 91 * DAY_MS)
+    assert shop.terminal.collected(last) == last
+    shop.pos.pay(again(card), 100)
+    shop.journal.verify()
+    with pytest.raises(Conflict):
+        shop.terminal.collected(shop.journal.last_seq + 1)
+
+
 # --- undo --------------------------------------------------------------------------------------------------------
 
 
@@ -304,9 +369,8 @@ def test_undo_offline_needs_a_proven_payment_and_a_fresh_list(tmp_path: Path) ->
     shop.lists.created_ms = NOW - 2 * DAY_MS
     assert refused(lambda: shop.pos.undo_last(again(card))) == "list_too_old"
     shop.lists.created_ms = NOW
-    lost = Tearing(again(card), 100, before=False)
     with pytest.raises(OutcomeUnknown):
-        shop.pos.pay(cut_at_debit(lost), 200, "R1")
+        shop.pos.pay(cut_at_debit(again(card)), 200, "R1")
     shop.restart()
     assert shop.pos.pay(again(card), 200, "R1").recovered
     assert refused(lambda: shop.pos.undo_last(again(card))) == "undo_unproven"
@@ -315,17 +379,17 @@ def test_undo_offline_needs_a_proven_payment_and_a_fresh_list(tmp_path: Path) ->
     shop.agree(card, 0, 5_000)
 
 
-def cut_at_debit(card: Tearing) -> Transport:
+class _AtDebit(Decorator):
+    def transceive(self, command: bytes) -> bytes:
+        answer = self.inner.transceive(command)
+        if command[:2] == b"\x80\x54":
+            raise CardRemoved("pulled away")
+        return answer
+
+
+def cut_at_debit(card: Transport) -> Transport:
     """Lose the answer to the command that moves the money."""
-
-    class AtDebit(Tearing):
-        def transceive(self, command: bytes) -> bytes:
-            answer = self.inner.transceive(command)
-            if command[:2] == b"\x80\x54":
-                raise CardRemoved("pulled away")
-            return answer
-
-    return AtDebit(card, 0, before=False)
+    return _AtDebit(card)
 
 
 def test_recovered_at_once_is_proven(tmp_path: Path) -> None:
@@ -333,7 +397,7 @@ def test_recovered_at_once_is_proven(tmp_path: Path) -> None:
     shop = Shop(tmp_path)
     card = shop.new_card(1, 0, 5_000)
     with pytest.raises(OutcomeUnknown):
-        shop.pos.pay(cut_at_debit(Tearing(card, 1000, before=False)), 200, "R1")
+        shop.pos.pay(cut_at_debit(card), 200, "R1")
     receipt = shop.pos.pay(again(card), 200, "R1")
     assert receipt.recovered
     assert receipt.moves[0].mac2_verified
@@ -462,7 +526,7 @@ def test_tap_loop_asks_again_until_it_knows(tmp_path: Path) -> None:
     card, other = shop.new_card(1, 0, 5_000), shop.new_card(2, 0, 5_000)
     taps = Taps(
         lambda: Tearing(again(card), 2, before=True),
-        lambda: cut_at_debit(Tearing(again(card), 1000, before=False)),
+        lambda: cut_at_debit(again(card)),
         lambda: again(other),
         lambda: again(card),
     )
@@ -487,7 +551,7 @@ def test_tap_loop_given_up(tmp_path: Path) -> None:
         shop.pos.serve(Taps(), lambda c: shop.pos.pay(c, 700, "R1"))
     with pytest.raises(Refused):
         shop.pos.serve(Taps(lambda: again(card)), lambda c: shop.pos.pay(c, 70_000, "R1"))
-    torn = Taps(lambda: cut_at_debit(Tearing(again(card), 1000, before=False)))
+    torn = Taps(lambda: cut_at_debit(again(card)))
     with pytest.raises(OutcomeUnknown):
         shop.pos.serve(torn, lambda c: shop.pos.pay(c, 700, "R1"))
     assert shop.screen.notices[-1] == Notice(Say.PRESENT_AGAIN)
@@ -508,11 +572,11 @@ def test_counter_full(tmp_path: Path) -> None:
     for subsidy, main in ((5_000, 0), (0, 5_000)):
         card = shop.new_card(1 + main, subsidy, main)
 
-        class Full(Tearing):
+        class Full(Decorator):
             def transceive(self, command: bytes) -> bytes:
                 return b"\x94\x02" if command[:2] == b"\x80\x50" else self.inner.transceive(command)
 
-        assert refused(lambda c=card, f=Full: shop.pos.pay(f(c, 0, before=True), 100)) == "counter_full"  # type: ignore[misc]
+        assert refused(lambda c=card, f=Full: shop.pos.pay(f(c), 100)) == "counter_full"  # type: ignore[misc]
         assert shop.look(card).counters.day_spent_fen == 0
         assert shop.journal.open_jobs() == []
 
