@@ -20,6 +20,7 @@ VENDOR_KEY_FILE = KeyFile(0x0200, 0x01, 0x08)
 CONTROL_HEADER = bytes.fromhex("39F0080833")
 """Header of the vendor's 39/00: any use, change in MF state 8, next state 8, three tries (card.md §12)."""
 
+GET_RESPONSE_HEAD = b"\x00\xc0"
 GET_RESPONSE, SELECT, GET_CHALLENGE, PROVE, APP_UNBLOCK, CREATE_FILE = 0xC0, 0xA4, 0x84, 0x5A, 0x18, 0xE0
 
 HISTORICAL = b"ONECARD"
@@ -306,7 +307,7 @@ class Card:
         nvm = self.nvm
         if nvm.torn:
             nvm.recover(self.power)  # the other face lost power in the middle
-        if len(command) < 2 or command[1] != GET_RESPONSE:
+        if command[:2] != GET_RESPONSE_HEAD:
             # Every command, refused and malformed ones too, uses up challenge and purse session (card.md §12).
             self.used_challenge, self.challenge = self.challenge, b""
             self.used_session, self.session = self.session, None

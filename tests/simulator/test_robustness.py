@@ -13,7 +13,7 @@ from simulator import image, snapshot
 from simulator.card import Card
 from simulator.files import Df
 from simulator.sam import SamCard
-from tests.simulator.desk import TRANSPORT_KEY, Desk, at_home, zeros
+from tests.simulator.desk import TRANSPORT_KEY, Desk, at_home, card_key, zeros
 from tests.simulator.test_sam import sam_desk
 
 INSTRUCTIONS = sorted({code & 0xFF for code in SamCard.handlers} | {0x00, 0xFF, 0x2C, 0xCA, 0x70})
@@ -166,6 +166,19 @@ def test_t0() -> None:
     desk("0084000008")
     desk("00C0000000", 0x6985)
     assert (desk.card.atr[:2], direct.card.atr[:2]) == (b"\x3b\x67", b"\x3b\x87")
+
+
+def test_purchase_over_t0() -> None:
+    """Challenge and purse session survive GET RESPONSE, not an unknown command of the same number."""
+    desk = Desk(selected(CARD_IMAGE, t0=True))
+    for between, sw in ((b"", 0x6108), (b"\x80\xc0\0\0\x0f", 0x6901)):
+        desk("805001020B0100000001310000000101", 0x610F)
+        init = desk("00C000000F")
+        if between:
+            desk(between, 0x6E00)
+        session = card_key("purchase").session(init[11:15] + init[4:6] + b"\0\1")
+        mac1 = session.mac(bytes.fromhex("0000000106310000000101") + bytes(7))
+        desk(b"\x80\x54\x01\0\x0f\0\0\0\1" + bytes(7) + mac1, sw)
 
 
 def test_directories_say_their_name_only() -> None:
