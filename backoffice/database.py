@@ -20,8 +20,9 @@ from importlib import resources
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from weakref import WeakSet
 
-from cardlib.errors import CheckFailed, Conflict, DatabaseError, NotFound, OneCardError
+from cardlib.errors import CheckFailed, ConfigError, Conflict, DatabaseError, NotFound, OneCardError
 
 T = TypeVar("T")
 Cell = Any
@@ -154,6 +155,18 @@ def translate(error: sqlite3.Error) -> OneCardError:
     return DatabaseError(cause)
 
 
+class _Open:
+    """A thread's connection: closed when the thread ends."""
+
+    __slots__ = ("__weakref__", "connection")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
 class Database:
     """A database of one role. Connections are per thread and stay open; do not carry one over a fork.
 
@@ -177,7 +190,7 @@ class Database:
         self._count = count()
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: WeakSet[_Open] = WeakSet()
         if not self.path.exists():
             if not migrate:
                 raise NotFound(f"no database at {self.path}: run `onecard init`")
@@ -200,8 +213,8 @@ class Database:
     def close(self) -> None:
         """Close the connections of all threads; a later use opens new ones."""
         with self._lock:
-            for connection in self._connections:
-                connection.close()
+            for opened in list(self._connections):
+                opened.connection.close()
             self._connections.clear()
             self._local = threading.local()
 
@@ -241,14 +254,21 @@ class Database:
             raise CheckFailed(f"{self.path}: {len(faults)} faults: " + "; ".join(faults[:10]))
 
     def backup(self, target: Path) -> None:
-        """Write a consistent copy to a new file while others go on working. Raises Conflict if it exists."""
-        if target.exists():
-            raise Conflict(f"{target} exists: give a new name")
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        """Write a consistent copy to a new file while others go on working.
+
+        Raises Conflict if the file exists, ConfigError when it can't be made, DatabaseError; then there is no copy.
+        """
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError as error:
+            raise Conflict(f"{target} exists: give a new name") from error
+        except OSError as error:
+            raise ConfigError(f"{target} can't be made: {error.strerror}") from error
         copy = sqlite3.connect(target)
         try:
             self._connection().backup(copy)
         except sqlite3.Error as error:
+            target.unlink()
             raise translate(error) from error
         finally:
             copy.close()
@@ -288,16 +308,16 @@ class Database:
         return connection
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+        opened: _Open | None = getattr(self._local, "opened", None)
+        if opened is None:
             try:
-                connection = self._retry(self._connect)
+                opened = self._retry(self._connect)
             except sqlite3.Error as error:
                 raise translate(error) from error
-            self._local.connection = connection
-        return connection
+            self._local.opened = opened
+        return opened.connection
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Open:
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
         connection = sqlite3.connect(uri, uri=True, timeout=0.2, isolation_level=None, check_same_thread=False)
         try:
@@ -305,9 +325,10 @@ class Database:
         except BaseException:
             connection.close()
             raise
+        opened = _Open(connection)
         with self._lock:
-            self._connections.append(connection)
-        return connection
+            self._connections.add(opened)
+        return opened
 
     def _bring_up(self, migrate: bool) -> None:
         with self.read() as tx:

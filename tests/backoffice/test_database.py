@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from backoffice.database import Database, DatabaseRole, migrations
-from cardlib.errors import CheckFailed, Conflict, DatabaseError, NotFound
+from cardlib.errors import CheckFailed, ConfigError, Conflict, DatabaseError, NotFound
 
 ADD = "INSERT INTO setting (enterprise_id, name, value, changed_ms) VALUES (?, ?, ?, 0)"
 COUNT = "SELECT COUNT(*) FROM setting"
@@ -299,6 +299,20 @@ def test_backup(db: Database, tmp_path: Path) -> None:
         assert counter(copy) == 0
     with pytest.raises(Conflict):
         db.backup(tmp_path / "copy.db")
+    with pytest.raises(ConfigError):
+        db.backup(tmp_path / "no folder" / "copy.db")
+
+
+def test_threads_leave_no_connections(db: Database) -> None:
+    """A thread's connection is closed when the thread ends; closing the database closes the rest."""
+    for _ in range(5):
+        thread = threading.Thread(target=db.version)
+        thread.start()
+        thread.join(30)
+    assert len(db._connections) == 1
+    db.close()
+    assert len(db._connections) == 0
+    assert db.version() >= 3
 
 
 def test_ids_sort_by_time_and_call(db: Database) -> None:

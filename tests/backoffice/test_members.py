@@ -7,6 +7,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_import_twice(load: Import, db: Database) -> None:
         Member("1", "Li Wei", "13800138000", "Kitchen", 2),
         Member("2", "Wang Fang", "13900139000", "", 0, "2026-01-01", "2027-12-31"),
     ]
+
+
+def test_two_administrators_import_at_once(db: Database) -> None:
+    """Of two who import the same file at once, one adds everybody and the other finds everybody there."""
+
+    def run(_: int) -> Report:
+        with db.write() as tx:
+            return members.import_file(tx, LI, ENTERPRISE, members.sample())
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = sorted(pool.map(run, range(2)))
+    assert [report[:4] for report in reports] == [(50, 0, 0, 50), (50, 50, 0, 0)]
 
 
 def test_every_bad_row_is_named_and_nothing_imported(load: Import, db: Database) -> None:
