@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from backoffice import journals, ledger, operators, reconcile, settlement
+from backoffice import audit, journals, ledger, operators, reconcile, settlement
 from backoffice.commands.base import act, changing, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
@@ -77,6 +77,7 @@ def run(session: Session, office: Installation) -> None:
     done = settlement.settle(office.database, office.enterprise_id, desk.host(), desk.offset_min)
     with office.database.write() as tx:
         ledger.seal(tx, office.enterprise_id)
+        audit.seal(tx, office.enterprise_id)
     data = {"entries": done.entries} | {verdict.value: count for verdict, count in sorted(done.verdicts.items())}
     session.emit(data)
 
