@@ -113,6 +113,12 @@ def get(tx: Tx, enterprise_id: int, job_id: str) -> Info:
     return _info(row)
 
 
+def by_request(tx: Tx, enterprise_id: int, request_id: str) -> Info | None:
+    """The job that a request id started."""
+    row = tx.one("SELECT * FROM job WHERE enterprise_id = ? AND request_id = ?", (enterprise_id, request_id))
+    return None if row is None else _info(row)
+
+
 def running(tx: Tx, enterprise_id: int, kind: str = "", limit: int = 1000) -> list[Info]:
     """Jobs that are not finished, oldest first, of one kind if given."""
     rows = tx.all(

@@ -20,6 +20,7 @@ from backoffice.operators import Operator, Role
 from backoffice.registry import TerminalKind
 from backoffice.sequences import Position
 from backoffice.settlement import observe, settle_cards
+from cardlib.crypto import Algorithm
 from cardlib.errors import Conflict, FormatError, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.profile import CardKind, Purpose, Purse, TransactionType, load_profile, make_serial
 from cardlib.purse import CardSession, initialize_load, initialize_purchase, open_application, recover
@@ -27,6 +28,7 @@ from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Tr
 from cardlib.sam import Host
 from cardlib.transport import Transport
 from keymgmt.handle import KeyHandle
+from keymgmt.keys import KeyRef
 from keymgmt.personalise import Station
 from keymgmt.softsam import SoftSam
 from keymgmt.store import KeyStore
@@ -92,6 +94,10 @@ class Office:
         memory = SequenceBlock(self.db, self.enterprise_id, serial)
         return SoftSam(self.store, self.enterprise_id, OFFICE_TERMINAL, serial, memory)
 
+    def algorithm(self) -> Algorithm:
+        """Algorithm of the enterprise's keys."""
+        return self.store.handle(KeyRef(Purpose.CONTROL, self.key_set, self.enterprise_id)).algorithm
+
     def ready(self, tx: Tx) -> None:
         """Register the office as a terminal, once."""
         serial = office_serial(self.enterprise_id)
@@ -121,9 +127,9 @@ class Desk:
         steps = JobSteps(self.job)
         return Station(self.host, steps, self, office.now_ms, office.random_bytes, office.offset_min)
 
-    def order(self, purse: Purse, amount_fen: int) -> str:
+    def order(self, serial: bytes, purse: Purse, amount_fen: int) -> str:
         """Request id under which this job moves an amount; the same move of the same job is the same order."""
-        return f"{self.job.info.job_id}:{purse.name.lower()}:{amount_fen}"
+        return f"{self.job.info.job_id}:{serial.hex()}:{purse.value}:{amount_fen}"
 
     # Journal
 
@@ -133,7 +139,7 @@ class Desk:
             self.job.hold(tx)
             self.office.ready(tx)
             if move.amount_fen:
-                move = replace(move, request_id=self.order(move.purse, move.amount_fen))
+                move = replace(move, request_id=self.order(move.card_serial, move.purse, move.amount_fen))
             if self.account and move.amount_fen:
                 tx.execute(
                     "INSERT INTO money_order (enterprise_id, request_id, kind, card_serial, purse, amount_fen, account,"
@@ -232,12 +238,12 @@ class Desk:
             settle_cards(tx, office.enterprise_id, self.host, [session.factor], office.offset_min)
         return seen
 
-    def moved(self, purse: Purse, amount_fen: int) -> Transaction | None:
+    def moved(self, serial: bytes, purse: Purse, amount_fen: int) -> Transaction | None:
         """The committed move of this job's order, if it was carried out."""
         with self.office.db.read() as tx:
             row = tx.one(
                 "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND request_id = ? AND outcome = ?",
-                (self.office.enterprise_id, self.order(purse, amount_fen), int(Outcome.COMMITTED)),
+                (self.office.enterprise_id, self.order(serial, purse, amount_fen), int(Outcome.COMMITTED)),
             )
             return journals.load_move(tx, self.office.enterprise_id, row["record_id"]) if row else None
 

@@ -177,7 +177,7 @@ def _carried(job: Job, card: Transport, desk: Desk, move: Move) -> Result:
 def carry_out(card: Transport, desk: Desk, move: Move, *, any_state: bool = False) -> Transaction:
     """Do a move exactly once for the desk's job, or find that it was done. Raises as :func:`recharge`."""
     session = desk.open_card(card, move.serial)
-    done = desk.moved(move.purse, move.amount_fen)
+    done = desk.moved(move.serial, move.purse, move.amount_fen)
     if done is not None:
         return done
     office = desk.office

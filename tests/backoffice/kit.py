@@ -37,9 +37,11 @@ SECOND = Operator(ENTERPRISE, "ben", Role.FINANCE)
 CHEAP = Argon2Params(memory_kib=64, iterations=1, lanes=1)
 
 
-def make_store(path: Path, now_ms: Callable[[], int] = lambda: T0, algorithm: Algorithm = Algorithm.TDES) -> FileStore:
+def make_store(
+    path: Path, now_ms: Callable[[], int] = lambda: T0, algorithm: Algorithm = Algorithm.TDES, seed: int = 3
+) -> FileStore:
     """A key store with version 1 of every key active."""
-    store = FileStore.create_file(path, b"open sesame", CHEAP, random_bytes=Random(3).randbytes, now_ms=now_ms)
+    store = FileStore.create_file(path, b"open sesame", CHEAP, random_bytes=Random(seed).randbytes, now_ms=now_ms)
     for purpose in Purpose:
         if purpose is Purpose.PIN:
             continue
