@@ -849,3 +849,49 @@ def test_purse_state_survives_reset() -> None:
     purse = desk.card.df.files.value[2]
     assert isinstance(purse, PurseFile)
     assert purse.state.value.offline_seq == 0
+
+
+def test_security_states() -> None:
+    """SELECT of a DF clears its own state and keeps the MF's; SELECT of the MF and reset clear both (card.md §6.1)."""
+    desk = oc1()
+    desk.authenticate(0, MF_KEY)
+    desk.select()
+    desk.authenticate(1, card_key("terminal"))
+    assert (desk.card.mf_state, desk.card.df_state) == (8, 1)
+    desk.select()
+    assert (desk.card.mf_state, desk.card.df_state) == (8, 0)
+    desk("00A4000000")
+    assert (desk.card.mf_state, desk.card.df_state) == (0, 0)
+
+
+def test_short_identifier_makes_a_file_current() -> None:
+    """After access by SFI, commands without one mean that file."""
+    desk = sandbox({}, ("0015", "280004F0F0FFFF", "AABBCCDD"), ("0016", "280001F0F0FFFF", "EE"))
+    desk("00A40000020016")
+    assert desk("00B0950000").hex() == "aabbccdd"
+    assert desk("00B0000200").hex() == "ccdd"
+
+
+def test_limits_of_amounts() -> None:
+    """The whole balance can be spent and the last fen of four bytes loaded, no more."""
+    desk = at_home()
+    desk.debit(1, 2, 10_000, card_key("purchase"))
+    desk.initialize(1, 2, 1, sw=0x9401)
+    desk.authenticate(2, card_key("recharge"))
+    desk.load(2, 0xFFFFFFFF, card_key("load"))
+    desk.load(2, 0, card_key("load"))
+    desk.initialize(0, 2, 1, sw=0x6985)
+
+
+@pytest.mark.parametrize(("algorithm", "most"), [(0, 247), (4, 239)])
+def test_longest_encrypted_read(algorithm: int, most: int) -> None:
+    """An enciphered answer stays within 256 bytes: 247 data bytes, with SM4 239; a MACed one holds 252."""
+    name, key = {0: "3des", 4: "sm4"}[algorithm], make_key(LINE, algorithm)
+    keys = {"36/00": {"value": LINE.hex(), "header": "F0F0FFFF"}}
+    files = [("0015", "E80200F0F0FF7F", "5A" * 512), ("0016", "A80200F0F0FF7F", None)]
+    desk = sandbox(keys, *files, algorithm=name)
+    block = key.encrypt(b"\0\x80" + bytes(key.block - 2))
+    answer = desk(protect("04B09500", block, key, desk.challenge(), le=0))
+    assert len(answer) <= 256
+    assert key.unseal(answer[:-4]) == b"\x5a" * most
+    assert len(desk(desk.wrap("04B09600", b"", key, le=0))) == 256
