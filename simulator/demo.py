@@ -107,8 +107,6 @@ def _loss(story: Story, company: Company, staff: list[str], tills: list[Till]) -
     receipt, _ = company.pay(till, member, 1_00, "owner")
     story.fact("unlocked_fen", receipt.amount_fen, f"found again and unlocked: it pays {yuan(receipt.amount_fen)}")
     member = staff[REISSUED]
-    company.collect()
-    company.settle()
     outcome = company.reissue(member, old_present=True)
     carried = sum(outcome["carried_fen"].values())
     words = f"member {member}: old card read, emptied, blocked; the new one holds its {yuan(carried)}"

@@ -1,0 +1,1 @@
+"""Seeded days with faults, as many as wished."""

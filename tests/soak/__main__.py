@@ -1,0 +1,42 @@
+"""``script/soak [--seeds N] [--start S]``: random days; the first that does not add up is told with its seed."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+from cardlib.errors import OneCardError
+from tests.soak.day import Day
+
+
+def main() -> int:
+    """Run days until one fails or the seeds are used up."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--start", type=int, default=1)
+    parser.add_argument("--acts", type=int, default=60)
+    options = parser.parse_args()
+    began = time.monotonic()
+    for seed in range(options.start, options.start + options.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            day = Day(Path(folder), seed)
+            faults: tuple[str, ...]
+            try:
+                faults = day.run(options.acts).faults
+            except OneCardError as e:
+                faults = (f"{type(e).__name__}: {e}",)
+            finally:
+                day.company.close()
+        if faults:
+            sys.stdout.write("\n".join([*day.log, f"seed {seed} FAILED: {'; '.join(faults)}", ""]))
+            return 8
+        sys.stdout.write(f"seed {seed} adds up ({time.monotonic() - began:.0f} s)\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
