@@ -9,10 +9,11 @@ import socket
 import time
 from contextlib import suppress
 from threading import Event, Thread
-from typing import Protocol, Self
+from typing import Self
 
 from cardlib.errors import CardRemoved, ReaderLost
 from cardlib.wire.vpcd import Control, Deframer, control, frame
+from simulator.reader import Chip
 
 HOST = "127.0.0.1"
 PORT = 35963
@@ -20,24 +21,10 @@ RETRY_S = 0.05
 CHUNK = 65536
 
 
-class Inserted(Protocol):
-    """What a reader slot needs of a card."""
-
-    @property
-    def atr(self) -> bytes:
-        """Answer to reset."""
-
-    def reset(self) -> object:
-        """Start anew, as after power on: the volatile state is gone."""
-
-    def transceive(self, command: bytes) -> bytes:
-        """Answer one command. Raises CardRemoved when the card's power is cut."""
-
-
 class Slot:
     """A card in a slot, served by its own thread from ``insert`` until ``remove``."""
 
-    def __init__(self, card: Inserted, port: int = PORT, host: str = HOST) -> None:
+    def __init__(self, card: Chip, port: int = PORT, host: str = HOST) -> None:
         self.card = card
         self.port = port
         self.host = host
@@ -91,7 +78,7 @@ def call(host: str, port: int, wait_ms: int = 0) -> socket.socket:
         return line
 
 
-def serve(card: Inserted, line: socket.socket) -> None:
+def serve(card: Chip, line: socket.socket) -> None:
     """Answer the reader until it hangs up or the card's power is cut; then the line is closed."""
     deframer = Deframer()
     with line, suppress(ConnectionError, CardRemoved):
@@ -108,12 +95,14 @@ def serve(card: Inserted, line: socket.socket) -> None:
                     line.sendall(frame(answer))
 
 
-def _answer(card: Inserted, body: bytes) -> bytes:
+def _answer(card: Chip, body: bytes) -> bytes:
     kind = control(body)
     if kind is None:
         return card.transceive(body)
     if kind is Control.ATR:
         return card.atr
-    # Power off loses the same volatile state as a reset, and nothing can see it happen before power is back.
-    card.reset()
+    if kind is Control.POWER_OFF:
+        card.power_off()
+    else:
+        card.reset()
     return b""

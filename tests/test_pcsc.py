@@ -306,7 +306,7 @@ def test_card_answers_the_reader() -> None:
             expected = frame(card.atr) + frame(b"12345\x90\x00")
             assert answers.read(len(expected)) == expected
         slot.wait()
-        assert card.resets == 3
+        assert card.resets == 2
         with slot:
             listener.accept()[0].close()
 
