@@ -14,6 +14,7 @@ import functools
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,9 @@ def _before(owner: Any, name: str, look: Callable[..., None]) -> None:
         return original(*args, **kwargs)
 
     setattr(owner, name, wrapper)
+    for module in list(sys.modules.values()):
+        if vars(module).get(name) is original:  # who imported the function itself before
+            setattr(module, name, wrapper)
 
 
 def _after(owner: Any, name: str, look: Callable[[Any], None]) -> None:

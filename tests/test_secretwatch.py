@@ -63,6 +63,8 @@ import logging, subprocess, sys
 import click
 from click.testing import CliRunner
 from cardlib.crypto import make_key
+from cardlib.crypto.sealing import Argon2Params
+from keymgmt.store import FileStore
 from tests.secretwatch import register
 
 KEY = bytes.fromhex("86642F89B09840AE" "6B57F4131FAD92F7")
@@ -76,6 +78,9 @@ def test_failure(): assert KEY.hex() == ""
 def test_file(tmp_path): (tmp_path / "a.trace").write_text(KEY.hex())
 def test_new_key(): make_key(KEY[::-1]); print(KEY[::-1].hex())
 def test_pin(): register("4711-" "0815"); print("PIN 4711-" "0815")
+def test_passphrase(tmp_path):
+    FileStore.create_file(tmp_path / "keys", b"open " b"sesame", Argon2Params(64, 1, 1)).close()
+    print("open " "sesame")
 def test_clean(): print("nothing")
 """
 
@@ -86,7 +91,7 @@ def test_a_leak_fails_its_test(pytester: pytest.Pytester, monkeypatch: pytest.Mo
     pytester.makepyfile(LEAKY)
     result = pytester.runpytest_subprocess("-p", "tests.conftest", "-n", "1", "--log-level=DEBUG")
     # The file is looked at when its test, passed by itself, is torn down.
-    result.assert_outcomes(failed=8, passed=2, errors=1)
+    result.assert_outcomes(failed=9, passed=2, errors=1)
     result.stdout.fnmatch_lines_random(
         ["*master_keys DPK in Captured stdout call*", "*master_keys DPK in file a.trace*"]
     )
