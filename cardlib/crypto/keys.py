@@ -143,7 +143,7 @@ def make_key(value: bytes, algorithm: int = Algorithm.TDES) -> Key:
     Raises ConfigError for a length or identifier that no card key has.
     """
     from cardlib.crypto.des import DesKey, TdesKey  # noqa: PLC0415  # they subclass Key
-    from cardlib.crypto.sm4 import Sm4Key  # noqa: PLC0415
+    from cardlib.crypto.sm4 import Sm4Key  # noqa: PLC0415  # as above
 
     if algorithm == Algorithm.SM4 and len(value) == 16:
         return Sm4Key(value)
