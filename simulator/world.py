@@ -349,15 +349,16 @@ class Company:
 
     def _compare(self, books: dict[str, int], known: dict[tuple[bytes, Purse], int], faults: list[str]) -> int:
         """Chips beside books, purse by purse, but for ``known`` differences; returns what cards hold by the books."""
-        total = 0
+        left = {name: fen for name, fen in books.items() if name.startswith("card/")}
+        total = sum(left.values())
         for member in self.chips:
             serial = self.serial(member)
             for purse, held in self.on_chip(member).items():
-                booked = books.pop(ledger.card_account(serial, purse), 0)
-                books[f"chips/{member}/{purse}"] = booked
-                total += booked
+                booked = left.pop(ledger.card_account(serial, purse), 0)
                 if booked + known.get((serial, purse), 0) != held:
                     faults.append(f"member {member}, {purse.name.lower()}: chip {held} fen, books {booked} fen")
+        explained = {ledger.card_account(*place): fen for place, fen in known.items()}
+        faults += [f"{name} still holds {fen} fen" for name, fen in left.items() if fen + explained.get(name, 0)]
         return total
 
     def _verify(self, faults: list[str]) -> int:
