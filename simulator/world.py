@@ -112,6 +112,7 @@ class Company:
     clock_ms: int = MORNING_MS
     chips: dict[str, Card] = field(default_factory=dict)
     tills: list[Till] = field(default_factory=list)
+    _replacing: dict[str, tuple[Card, bytes, Card]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
@@ -202,13 +203,26 @@ class Company:
         return cards.unlock(self.office(), self.admin, self.serial(member), "found again")
 
     def reissue(self, member: str, *, old_present: bool) -> Result:
-        """A new card for the old one, with its money."""
-        old = self.card(member)
-        serial = self.serial(member)
-        new = self.chips[member] = self.fresh_card()
-        return cards.reissue(
-            self.office(), self.admin, serial, NewCard(new, pin_bytes(PIN)), old_card=old if old_present else None
+        """A new card for the old one, with its money; torn, the next call goes on with the same two cards."""
+        old, serial, new = self._replacing.setdefault(
+            member, (self.chips[member], self.serial(member), self.fresh_card())
         )
+        old.reset()
+        made = NewCard(new, pin_bytes(PIN))
+        outcome = cards.reissue(self.office(), self.admin, serial, made, old_card=old if old_present else None)
+        self.chips[member] = new
+        if outcome["state"] != "waiting":
+            del self._replacing[member]
+        return outcome
+
+    @property
+    def replacing(self) -> list[str]:
+        """Members whose reissue was begun and is not finished."""
+        return list(self._replacing)
+
+    def forget_reissue(self, member: str) -> None:
+        """It was refused before it began: the holder keeps the old card."""
+        self._replacing.pop(member, None)
 
     # Tills
 

@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from cardlib.errors import Conflict, OneCardError, OutcomeUnknown, Refused, TransportError
-from simulator.card import Card
+from cardlib.errors import Conflict, OutcomeUnknown, Refused, TransportError
 from simulator.world import Company, Proof, Till
 
 PEOPLE = 5
@@ -108,15 +107,11 @@ class Day:
         self.company.unlock(member)
 
     def _reissue(self, member: str, _: Till) -> None:
-        card: Card = self.company.card(member)
-        card.power.cut_at(self._cut())
-        serial = self.company.serial(member)
+        self.company.chips[member].power.cut_at(self._cut())
         try:
             self.company.reissue(member, old_present=True)
-        except OneCardError:
-            if self.company.serial(member) == serial:
-                self.company.chips[member] = card
-            card.power.cut_at(0)
+        except (Refused, Conflict):
+            self.company.forget_reissue(member)
             raise
 
     def _send(self, _: str, till: Till) -> None:
@@ -134,6 +129,8 @@ class Day:
 
     def _evening(self, staff: list[str], tills: list[Till]) -> Proof:
         """Everybody comes by once more, so that nothing stays unknown; then the books are closed and proven."""
+        for member in self.company.replacing:
+            self.company.reissue(member, old_present=True)
         for member in staff:
             for till in tills:
                 self._sales += 1
