@@ -46,7 +46,7 @@ NOUNS = {
     "terminal": "backoffice.commands.terminal terminals.commands",
     "sam": "backoffice.commands.sam",
     "blacklist": "backoffice.commands.blacklist",
-    "key": "keymgmt.commands",
+    "key": "backoffice.commands.key",
     "settle": "backoffice.commands.settle",
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",

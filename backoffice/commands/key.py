@@ -1,0 +1,89 @@
+"""``onecard key``: master keys by reference. Values are never shown."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from backoffice import audit
+from backoffice.audit import Event
+from backoffice.commands.base import permitted
+from backoffice.database import PLATFORM
+from backoffice.installation import Installation
+from backoffice.operators import Permission
+from cardlib.crypto import Algorithm
+from cardlib.profile import Purpose
+from console import Noun, Session
+from keymgmt.keys import KeyInfo, KeyRef, KeyState
+
+PURPOSES = [purpose.name.lower() for purpose in Purpose if purpose is not Purpose.PIN]
+ALGORITHMS = {"3des": Algorithm.TDES, "sm4": Algorithm.SM4}
+
+
+@click.group(cls=Noun)
+def command() -> None:
+    """Master keys in the key store: purpose, version, state, check value. Values are never shown."""
+
+
+def _row(info: KeyInfo) -> dict[str, Any]:
+    return {
+        "purpose": info.ref.purpose.name.lower(),
+        "version": info.ref.version,
+        "enterprise": info.ref.enterprise_id,
+        "algorithm": info.algorithm.name,
+        "kcv": info.kcv,
+        "state": info.state.value,
+        "made_by": info.made_by,
+        "made": f"{datetime.fromtimestamp(info.made_at_ms / 1000, UTC):%Y-%m-%d}",
+    }
+
+
+@command.command("list")
+@permitted(Permission.KEY_SHOW, platform=True)
+def list_command(session: Session, office: Installation) -> None:
+    """List all keys in the order they were made."""
+    session.emit([_row(info) for info in office.keys.list()])
+
+
+@command.command()
+@click.argument("purpose", type=click.Choice(PURPOSES))
+@click.argument("version", type=click.IntRange(1, 255))
+@click.option("--algorithm", type=click.Choice(list(ALGORITHMS)), default="3des", show_default=True)
+@permitted(Permission.KEY_MANAGE, platform=True)
+def make(session: Session, office: Installation, purpose: str, version: int, algorithm: str) -> None:
+    """Make root key PURPOSE, VERSION from random bytes; it is pending until it is made active."""
+    ref = KeyRef(Purpose[purpose.upper()], version)
+    ref.check()
+    if session.dry_run:
+        session.emit({"key": str(ref), "dry_run": True}, f"would make {ref}")
+        return
+    info = office.keys.create(ref, ALGORITHMS[algorithm], office.operator.name)
+    _note(office, ref, "pending")
+    session.emit(_row(info))
+
+
+@command.command()
+@click.argument("purpose", type=click.Choice(PURPOSES))
+@click.argument("version", type=click.IntRange(1, 255))
+@click.argument("state", type=click.Choice([one.value for one in KeyState if one is not KeyState.PENDING]))
+@click.option("--confirm", "word", help="DESTROY, for the state destroyed.")
+@permitted(Permission.KEY_MANAGE, platform=True)
+def state(session: Session, office: Installation, purpose: str, version: int, state: str, word: str | None) -> None:
+    """Move root key PURPOSE, VERSION on: pending, active, retiring, destroyed."""
+    ref = KeyRef(Purpose[purpose.upper()], version)
+    if session.dry_run:
+        session.emit(_row(office.keys.info(ref)) | {"dry_run": True})
+        return
+    if state == KeyState.DESTROYED:
+        session.confirm("DESTROY", f"Key {ref} is destroyed for good: cards that have it only can't be used.", word)
+    info = office.keys.set_state(ref, KeyState(state), office.operator.name)
+    _note(office, ref, state)
+    session.emit(_row(info))
+
+
+def _note(office: Installation, ref: KeyRef, state: str) -> None:
+    with office.platform.write() as tx:
+        subject = f"key:{ref.purpose.name.lower()}.{ref.version}"
+        audit.record(tx, PLATFORM, Event.KEY_CHANGED, office.operator.name, subject, state_to=state)
