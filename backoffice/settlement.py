@@ -277,6 +277,8 @@ def _judge(books: _Books, record: _Record) -> None:
         return
     proof, why = _check_proof(books, record) if record.outcome is Outcome.COMMITTED else (V.IN_DOUBT, "")
     record.genuine = proof is V.POSTED
+    if proof is V.IN_DOUBT and record.booked == "yes":
+        proof, why = V.POSTED, ""  # the card's later records have decided already
     verdict, cause = _check_place(books, row)
     if verdict is None and proof in (V.FORGED, V.UNCHECKED):
         verdict, cause = proof, why
