@@ -17,14 +17,14 @@ from backoffice.audit import Event
 from backoffice.chips import CardState
 from backoffice.database import Row, Tx
 from backoffice.enterprises import Setting, number_setting, setting
-from backoffice.jobs import Job, JobSteps, Result
+from backoffice.jobs import Result
 from backoffice.ledger import Entry, card_account
 from backoffice.members import Member
 from backoffice.operators import Operator, Permission, require
-from backoffice.station import Office, run
+from backoffice.station import Desk, Office, PhaseSteps, Work, run
 from backoffice.wallet import Move, carry_out
 from cardlib.blacklist import ListReason
-from cardlib.errors import Conflict, NotFound, OneCardError, Refused
+from cardlib.errors import CardRemoved, Conflict, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.iso7816 import read_binary
 from cardlib.profile import AccessRights, CardKind, Holder, Purse, check_serial, load_profile
 from cardlib.purse import read_log
@@ -185,17 +185,17 @@ def lose(office: Office, operator: Operator, serial: bytes, reason: str, *, requ
     """Report a card lost: state, blacklist, subsystems (requirement D4). Twice is once. Raises Refused, Conflict."""
     require(operator, Permission.CARD_LOSE, office.enterprise_id)
 
-    def work(job: Job) -> Result:
-        def act(tx: Tx) -> Result:
+    def act(work: Work) -> Result:
+        def change(tx: Tx) -> Result:
             transition(tx, office.enterprise_id, serial, S.LOST, operator.name, reason, request_id)
             blacklists.put(tx, office.enterprise_id, serial, ListReason.LOST, operator.name)
             return {}
 
-        job.once("lost", act)
-        _platform_state(office, job, serial, CardState.LOST, reason)
+        work.once("lost", change)
+        _platform_state(office, work, serial, CardState.LOST, reason)
         return {"card": serial.hex().upper(), "state": S.LOST.value}
 
-    return run(office, operator, "lose", serial.hex(), {}, request_id, work)
+    return run(office, operator, "lose", serial.hex(), {}, request_id, act)
 
 
 def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, request_id: str | None = None) -> Result:
@@ -205,8 +205,8 @@ def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, re
     """
     require(operator, Permission.CARD_UNLOCK, office.enterprise_id)
 
-    def work(job: Job) -> Result:
-        def act(tx: Tx) -> Result:
+    def act(work: Work) -> Result:
+        def change(tx: Tx) -> Result:
             state = get(tx, office.enterprise_id, serial).state
             if state is not S.LOST:
                 raise Conflict(f"card {serial.hex().upper()} is {state}, not lost: there is nothing to unlock")
@@ -217,19 +217,19 @@ def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, re
                 blacklists.take_off(tx, office.enterprise_id, serial, operator.name)
             return {"state": after.value}
 
-        state = job.once("unlocked", act)["state"]
-        _platform_state(office, job, serial, CardState.IN_USE, reason)
+        state = work.once("unlocked", change)["state"]
+        _platform_state(office, work, serial, CardState.IN_USE, reason)
         return {"card": serial.hex().upper(), "state": state}
 
-    return run(office, operator, "unlock", serial.hex(), {}, request_id, work)
+    return run(office, operator, "unlock", serial.hex(), {}, request_id, act)
 
 
 def confirm_receipt(office: Office, operator: Operator, serial: bytes, *, request_id: str | None = None) -> Result:
     """The holder has his posted card: active, off the list (requirement D6). Raises Refused, Conflict."""
     require(operator, Permission.CARD_ISSUE, office.enterprise_id)
 
-    def work(job: Job) -> Result:
-        def act(tx: Tx) -> Result:
+    def act(work: Work) -> Result:
+        def change(tx: Tx) -> Result:
             state = get(tx, office.enterprise_id, serial).state
             if state not in (S.POSTED, S.ACTIVE):
                 raise Conflict(f"card {serial.hex().upper()} is {state}, not posted: there is no receipt to confirm")
@@ -237,10 +237,10 @@ def confirm_receipt(office: Office, operator: Operator, serial: bytes, *, reques
             blacklists.take_off(tx, office.enterprise_id, serial, operator.name)
             return {}
 
-        job.once("confirmed", act)
+        work.once("confirmed", change)
         return {"card": serial.hex().upper(), "state": S.ACTIVE.value}
 
-    return run(office, operator, "receipt", serial.hex(), {}, request_id, work)
+    return run(office, operator, "receipt", serial.hex(), {}, request_id, act)
 
 
 def _before(tx: Tx, enterprise_id: int, serial: bytes) -> State:
@@ -248,19 +248,19 @@ def _before(tx: Tx, enterprise_id: int, serial: bytes) -> State:
     return State(history(tx, enterprise_id, serial)[-1]["state_from"])
 
 
-def _platform_state(office: Office, job: Job, serial: bytes, state: CardState, reason: str) -> None:
+def _platform_state(office: Office, work: Work, serial: bytes, state: CardState, reason: str) -> None:
     """The chip's own state. What other enterprises have on it outlives the end of our application."""
 
-    def act(_: int) -> None:
+    def act() -> None:
         with office.platform.write() as tx:
             others = [slot for slot in chips.slots(tx, serial) if slot.enterprise_id != office.enterprise_id]
             if others and state in (CardState.CANCELLED, CardState.REPLACED):
                 return
             now = chips.get(tx, serial).state
             if now is not state and state in chips.NEXT[now]:
-                chips.change_state(tx, serial, state, job.info.actor, reason[:64])
+                chips.change_state(tx, serial, state, work.info.actor, reason[:64])
 
-    job.step(f"platform {state}", act)
+    work.phase(f"platform {state}", act)
 
 
 # Issuing
@@ -276,16 +276,16 @@ def issue(
     """
     require(operator, Permission.CARD_ISSUE, office.enterprise_id)
 
-    def work(job: Job) -> Result:
-        mine = (job.result("card") or {}).get("serial", "")
+    def act(work: Work) -> Result:
+        mine = (work.result("card") or {}).get("serial", "")
         with office.db.read() as tx:
             member = _member(tx, office.enterprise_id, member_number)
             _check_has_none(tx, office.enterprise_id, member_number, mine)
         _check_number(office, member, mine, operator.name)
-        serial = _make(office, job, member, new)
-        return {"card": serial.hex().upper(), "state": (S.POSTED if new.posted else S.ACTIVE).value}
+        _, make_official = _make(office, work, member, new)
+        return work.conclude("issued", make_official)
 
-    return run(office, operator, "issue", member_number, {"posted": new.posted}, request_id, work)
+    return run(office, operator, "issue", member_number, {"posted": new.posted}, request_id, act)
 
 
 class Issued(NamedTuple):
@@ -350,62 +350,67 @@ def _check_number(office: Office, member: Member, mine: str, actor: str) -> None
             raise Refused("number_has_card", f"number {masked} has card {card}: cancel or reissue that one")
 
 
-def _make(office: Office, job: Job, member: Member, new: NewCard, replaces: bytes | None = None) -> bytes:
-    """Turn the card in the reader into the member's card; returns its serial."""
-    found = job.result("card") or job.step("card", lambda _: _choose(office, job, member, new, replaces))
+def _make(
+    office: Office, work: Work, member: Member, new: NewCard, replaces: bytes | None = None
+) -> tuple[bytes, Callable[[Tx], Result]]:
+    """Turn the card in the reader into the member's card; returns its serial and the writing that makes it official."""
+    found = work.result("card")
+    if found is None:
+        washed = _washed(office, work, new)
+        found = work.once("card", lambda tx: _reserve(tx, office, washed, member, replaces))
     serial = bytes.fromhex(found["serial"])
-    if found["wash"]:
-        job.step("wash", lambda _: _wash(office, job, serial, new.card))
-    if member.phone_number:
-        job.step("number", lambda _: _bind(office, job, serial, member, replaces))
-    job.step("slot", lambda _: _open(office, job, serial, new.card))
-    job.step("personalise", lambda _: _personalise(office, job, serial, member, new))
-    job.once("issued", lambda tx: _issued(tx, job, serial, new.posted))
+    if work.result("issued") is not None:
+        return serial, lambda _: {}
+    desk = office.desk(work)
+    number = _open(office, work, serial, new.card, member, replaces)
+    _personalise(office, work, desk, serial, member, new)
+    return serial, lambda tx: _issued(tx, work, desk, serial, number, new.posted)
+
+
+def _washed(office: Office, work: Work, new: NewCard) -> bytes:
+    """The serial of the card in the reader, once it is washed. A chip that carries no serial gets a fresh one.
+
+    So a chip torn before it had its serial, or another one put in its place, never shares one (requirement B1).
+    """
+    identity = read_identity(new.card)
+    serial = identity.serial if identity is not None and any(identity.serial) else b""
+    with office.platform.read() as tx:
+        known = chips.find(tx, serial)
+    if known is not None and known.wash_version:
+        if identity is None or not identity.wash_version:
+            raise Refused("card_used", f"another chip has serial {serial.hex().upper()} by now: destroy this one")
+        if known.state not in (CardState.WASHED, CardState.IN_USE):
+            raise Refused("card_used", f"card {serial.hex().upper()} is {known.state}: take another one")
+        return serial
+    if office.platform_operator is None or office.initial is None:
+        raise Refused("wash", "this card is not washed: the platform washes cards first")
+    serial = serial or office.next_serial(new.kind)
+    plan = WashPlan("wash", serial, WASH_VERSION, _today(office), office.key_set, office.initial)
+    wash(new.card, plan, office.store, PhaseSteps(work))
     return serial
 
 
-def _choose(office: Office, job: Job, member: Member, new: NewCard, replaces: bytes | None) -> Result:
-    """Which card this is, from now on for good; a new serial when it has none."""
-    identity = read_identity(new.card)
-    washed = identity is not None and identity.wash_version > 0
-    serial = identity.serial if identity is not None and any(identity.serial) else b""
-    with office.platform.write() as tx:
-        if washed:
-            card = chips.get(tx, serial)
-            if card.state not in (CardState.WASHED, CardState.IN_USE):
-                raise Refused("card_used", f"card {serial.hex().upper()} is {card.state}: take another one")
-        elif office.platform_operator is None or office.initial is None:
-            raise Refused("wash", "this card is not washed: the platform washes cards first")
-        elif not serial:
-            serial = chips.next_serial(tx, new.kind)
+def _reserve(tx: Tx, office: Office, serial: bytes, member: Member, replaces: bytes | None) -> Result:
+    """Write the application down, so that no second job takes the same card."""
     kind = check_serial(serial)
     if kind not in (CardKind.RFID_SIM, CardKind.CPU_CARD):
         raise Refused("card_used", f"{serial.hex().upper()} is a {kind.name}, no member's card")
-    _reserve(office, job, serial, kind, member, replaces)
-    return {"serial": serial.hex(), "wash": not washed}
-
-
-def _reserve(office: Office, job: Job, serial: bytes, kind: CardKind, member: Member, replaces: bytes | None) -> None:
-    """Write the application down, so that no second job takes the same card."""
+    row = tx.one(
+        "SELECT member_number, state FROM card_application WHERE enterprise_id = ? AND card_serial = ?",
+        (office.enterprise_id, serial),
+    )
+    if row is not None and (row["member_number"], row["state"]) != (member.member_number, S.SLOT.value):
+        raise Refused("card_used", f"card {serial.hex().upper()} is {row['state']} here: take another one")
     starts = _today(office)
-    with office.db.write() as tx:
-        job.hold(tx)
-        years = number_setting(tx, office.enterprise_id, Setting.APPLICATION_YEARS)
-        expires = _plus_years(starts, years)
-        row = tx.one(
-            "SELECT member_number, state FROM card_application WHERE enterprise_id = ? AND card_serial = ?",
-            (office.enterprise_id, serial),
-        )
-        if row is not None and (row["member_number"], row["state"]) != (member.member_number, S.SLOT.value):
-            raise Refused("card_used", f"card {serial.hex().upper()} is {row['state']} here: take another one")
-        if row is None:
-            tx.execute(
-                "INSERT INTO card_application (enterprise_id, card_serial, member_number, kind, state, slot,"
-                " key_version, starts, expires, replaces, created_ms, changed_ms)"
-                " VALUES (?, ?, ?, ?, 'slot', 1, ?, ?, ?, ?, ?, ?)",
-                (office.enterprise_id, serial, member.member_number, int(kind), office.key_set,
-                 starts.isoformat(), expires.isoformat(), replaces, tx.now_ms, tx.now_ms),
-            )  # fmt: skip
+    expires = _plus_years(starts, number_setting(tx, office.enterprise_id, Setting.APPLICATION_YEARS))
+    tx.execute(
+        "INSERT INTO card_application (enterprise_id, card_serial, member_number, kind, state, slot, key_version,"
+        " starts, expires, replaces, created_ms, changed_ms) VALUES (?, ?, ?, ?, 'slot', 1, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (enterprise_id, card_serial) DO UPDATE SET replaces = excluded.replaces",
+        (office.enterprise_id, serial, member.member_number, int(kind), office.key_set, starts.isoformat(),
+         expires.isoformat(), replaces, tx.now_ms, tx.now_ms),
+    )  # fmt: skip
+    return {"serial": serial.hex()}
 
 
 def _today(office: Office) -> date:
@@ -420,58 +425,53 @@ def _plus_years(start: date, years: int) -> date:
         return start.replace(year=start.year + years, day=28)
 
 
-def _wash(office: Office, job: Job, serial: bytes, card: Transport) -> None:
-    assert office.initial is not None
-    assert office.platform_operator is not None
-    plan = WashPlan("wash", serial, WASH_VERSION, _today(office), office.key_set, office.initial)
-    wash(card, plan, office.store, JobSteps(job))
-    with office.platform.write() as tx:
-        chips.register(tx, office.platform_operator, serial, wash_version=WASH_VERSION)
-
-
-def _bind(office: Office, job: Job, serial: bytes, member: Member, replaces: bytes | None) -> None:
-    """Bind the member's number to the card; a reissue moves it from the old one."""
-    with office.platform.write() as tx:
-        if replaces is not None and chips.binding(tx, serial=replaces) is not None:
-            chips.rebind_number(tx, replaces, serial, job.info.actor)
-        else:
-            chips.bind_number(tx, serial, member.phone_number, member.name, job.info.actor)
-
-
-def _open(office: Office, job: Job, serial: bytes, card: Transport) -> Result:
+def _open(
+    office: Office, work: Work, serial: bytes, card: Transport, member: Member, replaces: bytes | None
+) -> int:
+    """Register the chip, bind the member's number, open the slot, each unless it is done; returns the slot's number."""
     actor = office.platform_operator
     with office.platform.write() as tx:
+        if actor is not None and chips.find(tx, serial) is None:
+            chips.register(tx, actor, serial, wash_version=WASH_VERSION)
+        if member.phone_number:
+            _bind(tx, serial, member, replaces, work.info.actor)
         there = [slot for slot in chips.slots(tx, serial) if slot.enterprise_id == office.enterprise_id]
-        if actor is None:
-            if not there or there[0].state != "open":
-                raise Refused("slot", f"card {serial.hex().upper()} has no slot here: the platform opens slots")
-            return {"slot": there[0].number}
-        slot = chips.reserve_slot(tx, actor, serial, office.enterprise_id)
-    plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm())
-    open_slot(card, plan, office.store, JobSteps(job))
-    with office.platform.write() as tx:
-        chips.slot_opened(tx, actor, serial, office.enterprise_id)
-    with office.db.write() as tx:
-        tx.execute(
-            "UPDATE card_application SET slot = ? WHERE enterprise_id = ? AND card_serial = ?",
-            (slot.number, office.enterprise_id, serial),
-        )
-    return {"slot": slot.number}
+        if actor is None and (not there or there[0].state != "open"):
+            raise Refused("slot", f"card {serial.hex().upper()} has no slot here: the platform opens slots")
+        slot = there[0] if actor is None else chips.reserve_slot(tx, actor, serial, office.enterprise_id)
+    if actor is not None and slot.state != "open":
+        plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm())
+        open_slot(card, plan, office.store, PhaseSteps(work))
+        with office.platform.write() as tx:
+            chips.slot_opened(tx, actor, serial, office.enterprise_id)
+    return slot.number
 
 
-def _personalise(office: Office, job: Job, serial: bytes, member: Member, new: NewCard) -> None:
+def _bind(tx: Tx, serial: bytes, member: Member, replaces: bytes | None, actor: str) -> None:
+    """Bind the member's number to the card; a reissue moves it from the old one."""
+    if replaces is not None and chips.binding(tx, serial=replaces) is not None:
+        chips.rebind_number(tx, replaces, serial, actor)
+    else:
+        chips.bind_number(tx, serial, member.phone_number, member.name, actor)
+
+
+def _personalise(
+    office: Office, work: Work, desk: Desk, serial: bytes, member: Member, new: NewCard
+) -> None:
     with office.db.read() as tx:
         here = get(tx, office.enterprise_id, serial)
     starts, expires = date.fromisoformat(here.starts), date.fromisoformat(here.expires)
-    kept = (job.result("read") or {}).get("access")
-    desk = office.desk(job)
+    kept = (work.result("read") or {}).get("access")
     plan = PersonalPlan(
         "personalise", serial, office.enterprise_id, here.key_version,
         Holder(int(here.kind), 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE),
         AccessRights.decode(bytes.fromhex(kept)) if kept else _rights(member, starts, expires),
         starts, expires, new.pin, office.algorithm(),
     )  # fmt: skip
-    personalise(new.card, plan, desk.station(), desk.open_moves(serial))
+    try:
+        personalise(new.card, plan, desk.station())
+    except OutcomeUnknown as e:  # of a payment of zero: nothing to resolve
+        raise CardRemoved("the card was lost while it was proven: present it again") from e
 
 
 def _rights(member: Member, starts: date, expires: date) -> AccessRights:
@@ -480,14 +480,19 @@ def _rights(member: Member, starts: date, expires: date) -> AccessRights:
     return AccessRights(since, until, member.groups.to_bytes(8, "big"))
 
 
-def _issued(tx: Tx, job: Job, serial: bytes, posted: bool) -> None:
-    actor, request_id, enterprise_id = job.info.actor, job.info.request_id, job.enterprise_id
-    transition(tx, enterprise_id, serial, S.ISSUED, actor, job.info.kind, request_id)
-    transition(tx, enterprise_id, serial, S.POSTED if posted else S.ACTIVE, actor, job.info.kind, request_id)
+def _issued(tx: Tx, work: Work, desk: Desk, serial: bytes, slot: int, posted: bool) -> Result:
+    actor, request_id, enterprise_id = work.info.actor, work.info.request_id, work.enterprise_id
+    sql = "UPDATE card_application SET slot = ? WHERE enterprise_id = ? AND card_serial = ?"
+    tx.execute(sql, (slot, enterprise_id, serial))
+    transition(tx, enterprise_id, serial, S.ISSUED, actor, work.info.kind, request_id)
+    transition(tx, enterprise_id, serial, S.POSTED if posted else S.ACTIVE, actor, work.info.kind, request_id)
     if posted:
         # Terminals refuse it until its holder confirms that he has it.
         blacklists.put(tx, enterprise_id, serial, ListReason.LOST, actor)
-    audit.record(tx, enterprise_id, Event.CARD_ISSUED, actor, f"card:{serial.hex().upper()}", job=job.info.job_id)
+    card = serial.hex().upper()
+    audit.record(tx, enterprise_id, Event.CARD_ISSUED, actor, f"card:{card}", job=work.info.job_id)
+    desk.prove_new(tx, serial)
+    return {"job": work.info.job_id, "card": card, "state": (S.POSTED if posted else S.ACTIVE).value}
 
 
 # Reissue and cancel
@@ -511,25 +516,26 @@ def reissue(
     """
     require(operator, Permission.CARD_REISSUE, office.enterprise_id)
 
-    def work(job: Job) -> Result:
+    def act(work: Work) -> Result:
         with office.db.read() as tx:
             old = get(tx, office.enterprise_id, old_serial)
             member = _member(tx, office.enterprise_id, old.member_number)
-        if job.result("replaced") is None:
+        if work.result("replaced") is None:
             _check_replaceable(old, old_card)
-        if old_card is not None and job.result("amounts") is None:
-            _take_over(office, job, old_serial, old_card, ledger.TRANSFERS)
-        job.once("replaced", lambda tx: _end(tx, job, old_serial, S.REPLACED, ListReason.REPLACED))
-        _platform_state(office, job, old_serial, CardState.REPLACED, "reissue")
-        serial = _make(office, job, member, new, old_serial)
-        job.once("linked", lambda tx: _link(tx, office.enterprise_id, old_serial, serial))
+        if old_card is not None and work.result("amounts") is None:
+            _take_over(office, work, old_serial, old_card, ledger.TRANSFERS)
+        work.once("replaced", lambda tx: _end(tx, work, old_serial, S.REPLACED, ListReason.REPLACED))
+        _platform_state(office, work, old_serial, CardState.REPLACED, "reissue")
+        serial, make_official = _make(office, work, member, new, old_serial)
+        work.once("issued", make_official)
+        work.once("linked", lambda tx: _link(tx, office.enterprise_id, old_serial, serial))
         card = serial.hex().upper()
-        if not _settled(office, job, old_serial, ledger.TRANSFERS):
+        if not _settled(office, work, old_serial, ledger.TRANSFERS):
             return {"card": card, "state": "waiting", "until_ms": _wait_end(office, old_serial)}
-        carried = _carry(office, job, serial, new.card)
+        carried = _carry(office, work, serial, new.card)
         return {"card": card, "state": (S.POSTED if new.posted else S.ACTIVE).value, "carried_fen": carried}
 
-    return run(office, operator, "reissue", old_serial.hex(), {"posted": new.posted}, request_id, work)
+    return run(office, operator, "reissue", old_serial.hex(), {"posted": new.posted}, request_id, act)
 
 
 def cancel(
@@ -548,27 +554,27 @@ def cancel(
     """
     require(operator, Permission.CARD_CANCEL, office.enterprise_id)
 
-    def work(job: Job) -> Result:
+    def act(work: Work) -> Result:
         with office.db.read() as tx:
             state = get(tx, office.enterprise_id, serial).state
             rule = setting(tx, office.enterprise_id, Setting.CANCEL_BALANCE)
         account = ledger.REFUNDS if rule == "refund" else ledger.EXPIRED
-        if job.result("cancelled") is None:
+        if work.result("cancelled") is None:
             if state not in (S.POSTED, S.ACTIVE, S.LOST):
                 raise Conflict(f"card {serial.hex().upper()} is {state}: there is nothing to cancel")
-            if card is not None and job.result("amounts") is None:
-                _take_over(office, job, serial, card, account)
+            if card is not None and work.result("amounts") is None:
+                _take_over(office, work, serial, card, account)
             elif card is None:
-                job.once("listed", lambda tx: _give_up(tx, job, serial, reason))
-            if not _settled(office, job, serial, account):
+                work.once("listed", lambda tx: _give_up(tx, work, serial, reason))
+            if not _settled(office, work, serial, account):
                 return {"card": serial.hex().upper(), "state": "waiting", "until_ms": _wait_end(office, serial)}
-            job.once("cancelled", lambda tx: _end(tx, job, serial, S.CANCELLED, ListReason.CANCELLED))
-        job.step("number", lambda _: _release(office, job, serial))
-        _platform_state(office, job, serial, CardState.CANCELLED, reason)
-        amounts = job.result("amounts") or {}
+            work.once("cancelled", lambda tx: _end(tx, work, serial, S.CANCELLED, ListReason.CANCELLED))
+        work.phase("number", lambda: _release(office, work, serial))
+        _platform_state(office, work, serial, CardState.CANCELLED, reason)
+        amounts = work.result("amounts") or {}
         return {"card": serial.hex().upper(), "state": S.CANCELLED.value, "account": account, "settled_fen": amounts}
 
-    return run(office, operator, "cancel", serial.hex(), {}, request_id, work)
+    return run(office, operator, "cancel", serial.hex(), {}, request_id, act)
 
 
 def _check_replaceable(old: Application, old_card: Transport | None) -> None:
@@ -580,42 +586,42 @@ def _check_replaceable(old: Application, old_card: Transport | None) -> None:
     raise Conflict(f"card {card} is {old.state}: it can't be reissued")
 
 
-def _take_over(office: Office, job: Job, serial: bytes, card: Transport, account: str) -> None:
+def _take_over(office: Office, work: Work, serial: bytes, card: Transport, account: str) -> None:
     """Read, empty, wipe and block the old application; what it held stands in ``account`` (profile.md)."""
-    desk = office.desk(job, account)
+    desk = office.desk(work, account)
 
-    def read(_: int) -> Result:
+    def read() -> Result:
         desk.open_card(card, serial)
         access = read_binary(card, load_profile().file("access").fid)
         return {"access": access.hex(), "log": [record.encode().hex() for record in read_log(card)]}
 
-    def end(_: int) -> None:
+    def end() -> None:
         retire(card, desk.station(), "retire", serial, office.enterprise_id, desk.open_moves(serial))
 
-    job.step("read", read)
-    job.step("retired", end)
-    job.once("amounts", lambda tx: _taken(tx, job, serial))
+    work.phase("read", read)
+    work.phase("retired", end)
+    work.once("amounts", lambda tx: _taken(tx, work, serial))
 
 
-def _taken(tx: Tx, job: Job, serial: bytes) -> Result:
+def _taken(tx: Tx, work: Work, serial: bytes) -> Result:
     """What this job took off a card, by purse."""
     rows = tx.all(
         "SELECT purse, SUM(amount_fen) FROM transaction_record WHERE enterprise_id = ? AND card_serial = ?"
         " AND request_id BETWEEN ? AND ? AND verdict = 'posted' GROUP BY purse",
-        (job.enterprise_id, serial, f"{job.info.job_id}:", f"{job.info.job_id};"),
+        (work.enterprise_id, serial, f"{work.info.job_id}:", f"{work.info.job_id};"),
     )
     return {Purse(row[0]).name.lower(): row[1] for row in rows}
 
 
-def _end(tx: Tx, job: Job, serial: bytes, state: State, why: ListReason) -> None:
-    transition(tx, job.enterprise_id, serial, state, job.info.actor, job.info.kind, job.info.request_id)
-    blacklists.put(tx, job.enterprise_id, serial, why, job.info.actor)
+def _end(tx: Tx, work: Work, serial: bytes, state: State, why: ListReason) -> None:
+    transition(tx, work.enterprise_id, serial, state, work.info.actor, work.info.kind, work.info.request_id)
+    blacklists.put(tx, work.enterprise_id, serial, why, work.info.actor)
 
 
-def _give_up(tx: Tx, job: Job, serial: bytes, reason: str) -> None:
+def _give_up(tx: Tx, work: Work, serial: bytes, reason: str) -> None:
     """A card that is cancelled without being here counts as lost until its money is settled."""
-    transition(tx, job.enterprise_id, serial, S.LOST, job.info.actor, reason, job.info.request_id)
-    blacklists.put(tx, job.enterprise_id, serial, ListReason.CANCELLED, job.info.actor)
+    transition(tx, work.enterprise_id, serial, S.LOST, work.info.actor, reason, work.info.request_id)
+    blacklists.put(tx, work.enterprise_id, serial, ListReason.CANCELLED, work.info.actor)
 
 
 def _link(tx: Tx, enterprise_id: int, old_serial: bytes, serial: bytes) -> None:
@@ -625,9 +631,9 @@ def _link(tx: Tx, enterprise_id: int, old_serial: bytes, serial: bytes) -> None:
     )
 
 
-def _settled(office: Office, job: Job, serial: bytes, account: str) -> bool:
+def _settled(office: Office, work: Work, serial: bytes, account: str) -> bool:
     """Move the money of a card that is not here out of the books, once nothing can be missing; False until then."""
-    if job.result("amounts") is not None:
+    if work.result("amounts") is not None:
         return True
     with office.db.read() as tx:
         if tx.now_ms < _wait_end_of(tx, office, serial) and not _complete(tx, office, serial):
@@ -638,14 +644,14 @@ def _settled(office: Office, job: Job, serial: bytes, account: str) -> bool:
         for purse in Purse:
             fen = ledger.balance(tx, office.enterprise_id, card_account(serial, purse))
             if fen > 0:
-                entry_id = f"{job.info.job_id}/{purse.name.lower()}"
+                entry_id = f"{work.info.job_id}/{purse.name.lower()}"
                 postings = {card_account(serial, purse): -fen, account: fen}
-                entry = Entry(entry_id, job.info.kind, tx.now_ms, postings, job.info.actor)
+                entry = Entry(entry_id, work.info.kind, tx.now_ms, postings, work.info.actor)
                 ledger.post(tx, office.enterprise_id, entry)
                 amounts[purse.name.lower()] = fen
         return amounts
 
-    job.once("amounts", act)
+    work.once("amounts", act)
     return True
 
 
@@ -679,24 +685,24 @@ def _wait_end(office: Office, serial: bytes) -> int:
         return _wait_end_of(tx, office, serial)
 
 
-def _carry(office: Office, job: Job, serial: bytes, card: Transport) -> Result:
+def _carry(office: Office, work: Work, serial: bytes, card: Transport) -> Result:
     """Load what was taken off the old card onto the new one, each purse exactly once."""
-    amounts = job.result("amounts") or {}
+    amounts = work.result("amounts") or {}
     for name, fen in sorted(amounts.items()):
-        _carry_purse(office, job, card, Move("reissue", serial, Purse[name.upper()], fen, True, ledger.TRANSFERS))
+        _carry_purse(office, work, card, Move("reissue", serial, Purse[name.upper()], fen, True, ledger.TRANSFERS))
     return amounts
 
 
-def _carry_purse(office: Office, job: Job, card: Transport, move: Move) -> None:
-    def act(_: int) -> None:
-        carry_out(card, office.desk(job, move.account), move, any_state=True)
+def _carry_purse(office: Office, work: Work, card: Transport, move: Move) -> None:
+    def act() -> None:
+        carry_out(card, office.desk(work, move.account), move, any_state=True)
 
-    job.step(f"carry {move.purse.name.lower()}", act)
+    work.phase(f"carry {move.purse.name.lower()}", act)
 
 
-def _release(office: Office, job: Job, serial: bytes) -> None:
+def _release(office: Office, work: Work, serial: bytes) -> None:
     with office.platform.write() as tx:
-        chips.release_number(tx, serial, job.info.actor)
+        chips.release_number(tx, serial, work.info.actor)
 
 
 def abandon(office: Office, operator: Operator, job_id: str) -> None:

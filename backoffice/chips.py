@@ -116,10 +116,16 @@ def register(
 
 def get(tx: Tx, serial: bytes) -> Card:
     """One card. Raises NotFound."""
-    row = tx.one(f"SELECT {', '.join(Card._fields)} FROM card WHERE serial = ?", (serial,))
-    if row is None:
+    card = find(tx, serial)
+    if card is None:
         raise NotFound(f"the platform has no card {serial.hex().upper()}")
-    return _card(row)
+    return card
+
+
+def find(tx: Tx, serial: bytes) -> Card | None:
+    """One card, or None."""
+    row = tx.one(f"SELECT {', '.join(Card._fields)} FROM card WHERE serial = ?", (serial,))
+    return None if row is None else _card(row)
 
 
 def change_state(tx: Tx, serial: bytes, state: CardState, actor: str, reason: str) -> None:

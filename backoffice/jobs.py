@@ -144,23 +144,35 @@ def claim(db: Database, enterprise_id: int, job_id: str) -> Iterator[Job]:
 
     Raises Conflict when it is finished, or another living process has it. A dead one's job is taken over at once.
     """
-    owner = f"{platform.node()}/{os.getpid()}/{db.random_bytes(6).hex()}"
     with db.write() as tx:
-        row = tx.one("SELECT * FROM job WHERE enterprise_id = ? AND job_id = ?", (enterprise_id, job_id))
-        if row is None:
-            raise NotFound(f"no job {job_id} in enterprise {enterprise_id}")
-        if row["state"] != "running":
-            raise Conflict(f"job {job_id} is {row['state']}")
-        if row["lease_until_ms"] > tx.now_ms and _alive(row["owner"]):
-            raise Conflict(f"job {job_id} is being worked on: wait for it, or for {LEASE_MS // 1000} s of silence")
-        _take(tx, enterprise_id, job_id, owner, tx.now_ms + LEASE_MS)
-    job = Job(db, enterprise_id, _info(row), owner)
-    try:
+        job = seize(tx, db, enterprise_id, job_id)
+    with working(job):
         yield job
+
+
+def seize(tx: Tx, db: Database, enterprise_id: int, job_id: str) -> Job:
+    """Take a running job in the caller's transaction, for :func:`working`. Raises as :func:`claim`."""
+    owner = f"{platform.node()}/{os.getpid()}/{db.random_bytes(6).hex()}"
+    row = tx.one("SELECT * FROM job WHERE enterprise_id = ? AND job_id = ?", (enterprise_id, job_id))
+    if row is None:
+        raise NotFound(f"no job {job_id} in enterprise {enterprise_id}")
+    if row["state"] != "running":
+        raise Conflict(f"job {job_id} is {row['state']}")
+    if row["lease_until_ms"] > tx.now_ms and _alive(row["owner"]):
+        raise Conflict(f"job {job_id} is being worked on: wait for it, or for {LEASE_MS // 1000} s of silence")
+    _take(tx, enterprise_id, job_id, owner, tx.now_ms + LEASE_MS)
+    return Job(db, enterprise_id, _info(row), owner)
+
+
+@contextmanager
+def working(job: Job) -> Iterator[None]:
+    """Give a seized job back when the block ends without having ended it."""
+    try:
+        yield
     finally:
-        with db.write() as tx:
-            if _owner(tx, enterprise_id, job_id) == owner:
-                _take(tx, enterprise_id, job_id, "", 0)
+        if job.info.state == "running":
+            with job.db.write() as tx:
+                job.give_back(tx)
 
 
 class Job:
@@ -175,6 +187,11 @@ class Job:
         if _owner(tx, self.enterprise_id, self.info.job_id) != self._owner:
             raise Conflict(f"job {self.info.job_id} was taken over by another process")
         _take(tx, self.enterprise_id, self.info.job_id, self._owner, tx.now_ms + LEASE_MS)
+
+    def give_back(self, tx: Tx) -> None:
+        """Let the job go, unless another process has taken it over."""
+        if _owner(tx, self.enterprise_id, self.info.job_id) == self._owner:
+            _take(tx, self.enterprise_id, self.info.job_id, "", 0)
 
     def result(self, step: str) -> Result | None:
         """What a step came to, or None while it is not done."""
@@ -240,6 +257,15 @@ class Job:
         """End the job with its outcome, which a repeat of its request id gets."""
         return self._end("done", dict(outcome or {}))
 
+    def conclude(self, step: str, action: Callable[[Tx], Mapping[str, Any]]) -> Result:
+        """Do a last step that only writes this database, and end the job with its result, in one transaction."""
+        with self._writing() as tx:
+            result = dict(action(tx))
+            self._done(tx, step, {})
+            self._write_end(tx, "done", result)
+        self.info = self.info._replace(state="done", outcome=result)
+        return result
+
     def fail(self, error: OneCardError, state: str = "failed") -> Result:
         """End the job for good because of an error that no further attempt can mend; or ``cancelled``."""
         reason = getattr(error, "reason", "")
@@ -247,12 +273,16 @@ class Job:
 
     def _end(self, state: str, outcome: Result) -> Result:
         with self._writing() as tx:
-            tx.execute(
-                "UPDATE job SET state = ?, outcome = ?, changed_ms = ? WHERE enterprise_id = ? AND job_id = ?",
-                (state, json.dumps(outcome, sort_keys=True), tx.now_ms, self.enterprise_id, self.info.job_id),
-            )
+            self._write_end(tx, state, outcome)
         self.info = self.info._replace(state=state, outcome=outcome)
         return outcome
+
+    def _write_end(self, tx: Tx, state: str, outcome: Result) -> None:
+        tx.execute(
+            "UPDATE job SET state = ?, outcome = ?, owner = '', lease_until_ms = 0, changed_ms = ?"
+            " WHERE enterprise_id = ? AND job_id = ?",
+            (state, json.dumps(outcome, sort_keys=True), tx.now_ms, self.enterprise_id, self.info.job_id),
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[Tx]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import local
 from typing import Any
 
 import cbor2
 
-from backoffice import jobs, journals, registry
+from backoffice import chips, jobs, journals, registry
 from backoffice.database import Database, Tx
-from backoffice.jobs import Job, JobSteps, Result
+from backoffice.jobs import Job, Result
 from backoffice.operators import Operator, Role
 from backoffice.registry import TerminalKind
 from backoffice.sequences import Position
@@ -35,8 +36,12 @@ from keymgmt.store import KeyStore
 
 OFFICE_TERMINAL = b"OFFICE"
 """Terminal number under which the back office itself moves money: merchant "office" (profile.md, Emptying a card)."""
-BLOCK = 64
+BLOCK = 1024
 """Terminal sequences that one opening of the office's SAM takes for itself; gaps are normal (card.md §7.4)."""
+SERIALS = 16
+"""Card serials fetched at a time."""
+ZERO = -1_000_000
+"""Reference of a move of zero: it is not written before it happened, since no money can be lost by it."""
 _ERRORS: dict[str, type[OneCardError]] = {"NotFound": NotFound, "Conflict": Conflict, "FormatError": FormatError}
 
 
@@ -50,7 +55,7 @@ class SequenceBlock:
 
     def __init__(self, db: Database, enterprise_id: int, sam_serial: bytes) -> None:
         self._db, self._key = db, (enterprise_id, sam_serial)
-        self._end = 0
+        self._end = self.left = 0
 
     def load(self) -> bytes:
         """Take the next block."""
@@ -60,12 +65,68 @@ class SequenceBlock:
                 " DO UPDATE SET next_seq = station_sequence.next_seq + ? RETURNING next_seq",
                 (*self._key, 1 + BLOCK, BLOCK),
             )
+        self.left = BLOCK
         return cbor2.dumps([self._end - BLOCK, []])
 
     def save(self, state: bytes) -> None:
         """Nothing to keep: the whole block is given out already. Raises Refused when it is used up."""
-        if cbor2.loads(state)[0] > self._end:
+        self.left = self._end - cbor2.loads(state)[0]
+        if self.left < 0:
             raise Refused("station_sequence", "the station used up its numbers: open it again")
+
+
+class Work:
+    """A job in hand, phase by phase: what is done is known without asking again, and marked with one write."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.info, self.enterprise_id = job, job.info, job.enterprise_id
+        with job.db.read() as tx:
+            found = jobs.steps(tx, job.enterprise_id, job.info.job_id)
+        self._results = {step.step: step.result for step in found if step.state == "done"}
+
+    def result(self, phase: str) -> Result | None:
+        """What a phase came to, None while it is not done."""
+        return self._results.get(phase)
+
+    def conclude(self, name: str, act: Callable[[Tx], Result]) -> Result:
+        """Do what only writes this database and end the job with what it returns, in one transaction."""
+        return self.job.conclude(name, act)
+
+    def under(self, prefix: str) -> list[str]:
+        """What follows ``prefix`` in the names of phases done."""
+        return [name.removeprefix(prefix) for name in self._results if name.startswith(prefix)]
+
+    def phase(self, name: str, act: Callable[[], Result | None]) -> Result:
+        """Do what touches the world, unless it is done. After a crash it runs again and must see what is there."""
+        if name not in self._results:
+            result = act() or {}
+            self.job.done(name, result)
+            self._results[name] = result
+        return self._results[name]
+
+    def once(self, name: str, act: Callable[[Tx], Result | None]) -> Result:
+        """Do what only writes this database, and mark it in the same transaction."""
+        if name not in self._results:
+            self._results[name] = self.job.once(name, act)
+        return self._results[name]
+
+
+class PhaseSteps:
+    """Steps of keymgmt within a phase: it asks the card, so only a refused key must outlive a crash."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._seen: dict[str, list[str]] = {}
+
+    def done(self, job: str, step: str) -> None:
+        """See ``keymgmt.steps.StepJournal``."""
+        if "refused" in step:
+            self._work.phase(f"{job}/{step}", lambda: None)
+        self._seen.setdefault(job, []).append(step)
+
+    def steps(self, job: str) -> list[str]:
+        """See ``keymgmt.steps.StepJournal``."""
+        return self._work.under(f"{job}/") + self._seen.get(job, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +148,25 @@ class Office:
     offset_min: int = DEFAULT_OFFSET_MIN
     key_set: int = 1
     label: str = "ONECARD"
+    _kept: local = field(default_factory=local, repr=False, compare=False)
 
     def host(self) -> SoftSam:
-        """A fresh opening of the office's SAM; cheap, and no two share a sequence."""
-        serial = office_serial(self.enterprise_id)
-        memory = SequenceBlock(self.db, self.enterprise_id, serial)
-        return SoftSam(self.store, self.enterprise_id, OFFICE_TERMINAL, serial, memory)
+        """The office's SAM as this thread has it open; no two openings share a sequence."""
+        kept: tuple[SequenceBlock, SoftSam] | None = getattr(self._kept, "host", None)
+        if kept is None or kept[0].left < BLOCK // 2:
+            serial = office_serial(self.enterprise_id)
+            memory = SequenceBlock(self.db, self.enterprise_id, serial)
+            host = SoftSam(self.store, self.enterprise_id, OFFICE_TERMINAL, serial, memory)
+            kept = self._kept.host = memory, host
+        return kept[1]
+
+    def next_serial(self, kind: CardKind) -> bytes:
+        """A serial never given before; a few are fetched at a time, those not used are gaps."""
+        waiting: dict[CardKind, list[bytes]] = self._kept.__dict__.setdefault("serials", {})
+        if not waiting.get(kind):
+            with self.platform.write() as tx:
+                waiting[kind] = [chips.next_serial(tx, kind) for _ in range(SERIALS)][::-1]
+        return waiting[kind].pop()
 
     def algorithm(self) -> Algorithm:
         """Algorithm of the enterprise's keys."""
@@ -106,9 +180,9 @@ class Office:
             registry.register(tx, actor, self.enterprise_id, OFFICE_TERMINAL, TerminalKind.OFFICE, "office")
             registry.fit_sam(tx, actor, self.enterprise_id, OFFICE_TERMINAL, serial)
 
-    def desk(self, job: Job, account: str = "") -> Desk:
+    def desk(self, work: Work, account: str = "") -> Desk:
         """What one job works with at the reader; money it moves stands against ``account``."""
-        return Desk(self, job, self.host(), account)
+        return Desk(self, work, self.host(), account)
 
 
 @dataclass(slots=True)
@@ -116,41 +190,46 @@ class Desk:
     """One job at the reader: its host, and its journal in the books (``cardlib.purse.Journal``)."""
 
     office: Office
-    job: Job
+    work: Work
     host: SoftSam
     account: str
     _foreign: dict[int, str] = field(default_factory=dict)
+    _proofs: list[Transaction] = field(default_factory=list)
 
     def station(self) -> Station:
         """The same for :mod:`keymgmt`."""
         office = self.office
-        steps = JobSteps(self.job)
+        steps = PhaseSteps(self.work)
         return Station(self.host, steps, self, office.now_ms, office.random_bytes, office.offset_min)
 
     def order(self, serial: bytes, purse: Purse, amount_fen: int) -> str:
         """Request id under which this job moves an amount; the same move of the same job is the same order."""
-        return f"{self.job.info.job_id}:{serial.hex()}:{purse.value}:{amount_fen}"
+        return f"{self.work.info.job_id}:{serial.hex()}:{purse.value}:{amount_fen}"
 
     # Journal
 
     def intent(self, move: Transaction) -> int:
         """See ``cardlib.purse.Journal``: the record and its order, in one transaction with the chain."""
+        if not move.amount_fen:
+            return ZERO
         with self.office.db.write() as tx:
-            self.job.hold(tx)
+            self.work.job.hold(tx)
             self.office.ready(tx)
-            if move.amount_fen:
-                move = replace(move, request_id=self.order(move.card_serial, move.purse, move.amount_fen))
-            if self.account and move.amount_fen:
+            move = replace(move, request_id=self.order(move.card_serial, move.purse, move.amount_fen))
+            if self.account:
                 tx.execute(
                     "INSERT INTO money_order (enterprise_id, request_id, kind, card_serial, purse, amount_fen, account,"
                     " operator, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    (move.enterprise_id, move.request_id, self.job.info.kind, move.card_serial, int(move.purse),
-                     move.amount_fen, self.account, self.job.info.actor, tx.now_ms),
+                    (move.enterprise_id, move.request_id, self.work.info.kind, move.card_serial, int(move.purse),
+                     move.amount_fen, self.account, self.work.info.actor, tx.now_ms),
                 )  # fmt: skip
             return self._append(tx, Event.INTENT, None, move)
 
     def committed(self, ref: int, move: Transaction) -> None:
         """See ``cardlib.purse.Journal``: posted in the same transaction."""
+        if ref == ZERO:
+            self._proofs.append(move)
+            return
         with self.office.db.write() as tx:
             if ref in self._foreign:
                 journals.close_record(tx, move.enterprise_id, self._foreign[ref], Outcome.COMMITTED, move.tac)
@@ -161,6 +240,8 @@ class Desk:
 
     def not_done(self, ref: int, reason: str) -> None:
         """See ``cardlib.purse.Journal``."""
+        if ref == ZERO:
+            return
         with self.office.db.write() as tx:
             enterprise_id = self.office.enterprise_id
             if ref in self._foreign:
@@ -171,6 +252,18 @@ class Desk:
                 serial = self._intent(tx, ref).card_serial
                 self._append(tx, Event.NOT_DONE, ref, None, reason)
             settle_cards(tx, enterprise_id, self.host, [serial], self.office.offset_min)
+
+    def prove_new(self, tx: Tx, serial: bytes) -> None:
+        """Write the payments of zero that proved a new application: its records begin with them (keys.md, Washing)."""
+        enterprise_id, first = self.office.enterprise_id, self._proofs[0]
+        self.office.ready(tx)
+        began = Position(0, first.card_seq, 0)
+        observe(tx, enterprise_id, serial, first.purse, began, first.utc_ms, fresh=True)
+        for move in self._proofs:
+            ref = self._append(tx, Event.INTENT, None, journals.intent_of(move))
+            self._append(tx, Event.COMMITTED, ref, move)
+        settle_cards(tx, enterprise_id, self.host, [serial], self.office.offset_min)
+        self._proofs.clear()
 
     def _append(self, tx: Tx, event: Event, ref: int | None, move: Transaction | None, reason: str = "") -> int:
         enterprise_id = self.office.enterprise_id
@@ -223,7 +316,7 @@ class Desk:
             raise Conflict(f"this is card {session.factor.hex().upper()}: present card {serial.hex().upper()}")
         for ref, move in self.open_moves(serial):
             ended = recover(card, self.host, self, session, ref, move)
-            if ended.outcome is Outcome.UNKNOWN and move.request_id.startswith(self.job.info.job_id):
+            if ended.outcome is Outcome.UNKNOWN and move.request_id.startswith(self.work.info.job_id):
                 raise OutcomeUnknown(ref, f"whether {move.amount_fen} fen moved can't be told by the card any more")
         self.sight(card, session)
         return session
@@ -265,7 +358,7 @@ def run(
     subject: str,
     arguments: dict[str, Any],
     request_id: str | None,
-    work: Callable[[Job], Result],
+    act: Callable[[Work], Result],
 ) -> Result:
     """Do a job, continue the one that was interrupted, or give the outcome that this request id had.
 
@@ -275,11 +368,14 @@ def run(
     with office.db.write() as tx:
         _make_way(tx, enterprise_id, kind, subject, arguments)
         info = jobs.start(tx, enterprise_id, kind, subject, arguments, operator.name, request_id)
-    if info.state != "running":
-        return outcome_of(info)
-    with jobs.claim(office.db, enterprise_id, info.job_id) as job:
+        if info.state != "running":
+            return outcome_of(info)
+        job = jobs.seize(tx, office.db, enterprise_id, info.job_id)
+    with jobs.working(job):
         with _ends_before_first_step(office, job):
-            result = work(job)
+            result = act(Work(job))
+        if job.info.state != "running":
+            return result
         if result.get("state") == "waiting":
             return {"job": info.job_id, **result}
         return job.finish({"job": info.job_id, **result})

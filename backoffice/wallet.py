@@ -12,11 +12,11 @@ from backoffice import audit, ledger
 from backoffice.audit import Event
 from backoffice.database import Tx
 from backoffice.enterprises import Setting, number_setting, setting
-from backoffice.jobs import Job, Result
+from backoffice.jobs import Result
 from backoffice.ledger import card_account
 from backoffice.operators import Operator, Permission, require
 from backoffice.settlement import SPENDS, day_of
-from backoffice.station import Desk, Office, run
+from backoffice.station import Desk, Office, Work, run
 from cardlib.errors import FormatError, NotFound, Refused
 from cardlib.profile import Purse
 from cardlib.purse import CardSession, MoneyRequest, balance, debit, load, unload
@@ -114,15 +114,15 @@ def expire(
     if not date or day_of(office.now_ms(), office.offset_min) < date:
         raise Refused("not_expired", f"balances expire on {date}" if date else "balances here do not expire")
 
-    def work(job: Job) -> Result:
-        desk = office.desk(job, ledger.EXPIRED)
+    def act(work: Work) -> Result:
+        desk = office.desk(work, ledger.EXPIRED)
         desk.open_card(card, serial)
-        amount_fen = job.step("amount", lambda _: {"fen": balance(card, Purse.MAIN)})["fen"]
+        amount_fen = work.phase("amount", lambda: {"fen": balance(card, Purse.MAIN)})["fen"]
         if not amount_fen:
             return {"amount_fen": 0, "balance_fen": 0}
-        return _carried(job, card, desk, Move("expire", serial, Purse.MAIN, amount_fen, loads=False))
+        return _carried(work, card, desk, Move("expire", serial, Purse.MAIN, amount_fen, loads=False))
 
-    return run(office, operator, "expire", serial.hex(), {"request": request_id}, request_id, work)
+    return run(office, operator, "expire", serial.hex(), {"request": request_id}, request_id, act)
 
 
 def undo(
@@ -154,23 +154,23 @@ def _do(office: Office, operator: Operator, card: Transport, move: Move, request
         "request": request_id,
     }  # fmt: skip
 
-    def work(job: Job) -> Result:
-        return _carried(job, card, office.desk(job, move.account), move)
+    def act(work: Work) -> Result:
+        return _carried(work, card, office.desk(work, move.account), move)
 
-    return run(office, operator, move.kind, move.serial.hex(), arguments, request_id, work)
+    return run(office, operator, move.kind, move.serial.hex(), arguments, request_id, act)
 
 
-def _carried(job: Job, card: Transport, desk: Desk, move: Move) -> Result:
+def _carried(work: Work, card: Transport, desk: Desk, move: Move) -> Result:
     """Carry a move out and tell the audit log, once."""
     done = carry_out(card, desk, move)
 
     def tell(tx: Tx) -> None:
         audit.record(
-            tx, job.enterprise_id, Event.WALLET_MOVED, job.info.actor, f"card:{move.serial.hex().upper()}",
-            kind=move.kind, amount_fen=move.amount_fen, job=job.info.job_id,
+            tx, work.enterprise_id, Event.WALLET_MOVED, work.info.actor, f"card:{move.serial.hex().upper()}",
+            kind=move.kind, amount_fen=move.amount_fen, job=work.info.job_id,
         )  # fmt: skip
 
-    job.once("told", tell)
+    work.once("told", tell)
     return {"amount_fen": done.amount_fen, "balance_fen": done.balance_after_fen}
 
 
