@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +26,9 @@ from cardlib.records import Event, Outcome, Transaction, local_when
 from keymgmt.handle import KeyHandle
 from keymgmt.softsam import SoftSam
 from keymgmt.steps import read_identity
+from keymgmt.store import FileStore
 from simulator.card import Card
-from tests.backoffice.kit import ADMIN, ENTERPRISE, T0, Till, make_store, sam_serial, terminal_number
+from tests.backoffice.kit import ADMIN, ENTERPRISE, PASSPHRASE, T0, Till, make_store, sam_serial, terminal_number
 
 TRANSPORT_KEY = bytes(range(0x40, 0x50))
 PIN = pin_bytes("123456")
@@ -81,15 +84,27 @@ class Counter:
 class World:
     """Both databases, keys, an office; cards are made by its own flows."""
 
-    def __init__(self, folder: Path, algorithm: Algorithm = Algorithm.TDES, seed: int = 3) -> None:
+    def __init__(
+        self, folder: Path, algorithm: Algorithm = Algorithm.TDES, seed: int = 3, *, fresh: bool = True
+    ) -> None:
         self.now = T0
-        self.random_bytes = Random(5).randbytes
-        self.db = Database(folder / "e.db", "enterprise", migrate=True, now_ms=self.clock)
-        self.platform = Database(folder / "p.db", "platform", migrate=True, now_ms=self.clock)
-        self.store = make_store(folder / "keys", self.clock, algorithm, seed)
-        with self.platform.write() as tx:
-            enterprises.register(tx, OPERATOR, ENTERPRISE, "A company", "e.db")
+        self.random_bytes: Callable[[int], bytes] = Random(5).randbytes
+        self.db = Database(folder / "e.db", "enterprise", migrate=fresh, now_ms=self.clock)
+        self.platform = Database(folder / "p.db", "platform", migrate=fresh, now_ms=self.clock)
+        if fresh:
+            self.store = make_store(folder / "keys", self.clock, algorithm, seed)
+            with self.platform.write() as tx:
+                enterprises.register(tx, OPERATOR, ENTERPRISE, "A company", "e.db")
+        else:
+            self.store = FileStore(folder / "keys", PASSPHRASE)
+            self.now = time.time_ns() // 1_000_000  # later than any lease of the process before
+            self.random_bytes = os.urandom
         self.office = self.new_office()
+
+    @classmethod
+    def again(cls, folder: Path) -> World:
+        """The same enterprise, opened by another process."""
+        return cls(folder, fresh=False)
 
     def new_office(self) -> Office:
         """As a fresh process would have it."""

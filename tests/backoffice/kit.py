@@ -32,6 +32,7 @@ from keymgmt.store import FileStore
 
 ENTERPRISE = 1001
 T0 = 1_790_000_000_000
+PASSPHRASE = b"open sesame"
 ADMIN = Operator(ENTERPRISE, "anna", Role.ADMINISTRATOR)
 SECOND = Operator(ENTERPRISE, "ben", Role.FINANCE)
 CHEAP = Argon2Params(memory_kib=64, iterations=1, lanes=1)
@@ -41,7 +42,7 @@ def make_store(
     path: Path, now_ms: Callable[[], int] = lambda: T0, algorithm: Algorithm = Algorithm.TDES, seed: int = 3
 ) -> FileStore:
     """A key store with version 1 of every key active; the platform's own are 3DES, as chips are delivered."""
-    store = FileStore.create_file(path, b"open sesame", CHEAP, random_bytes=Random(seed).randbytes, now_ms=now_ms)
+    store = FileStore.create_file(path, PASSPHRASE, CHEAP, random_bytes=Random(seed).randbytes, now_ms=now_ms)
     for purpose in Purpose:
         if purpose is Purpose.PIN:
             continue
