@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+from backoffice import jobs
 from cardlib.errors import Conflict, OutcomeUnknown, Refused, TransportError
-from simulator.world import Company, Proof, Till
+from simulator.world import ENTERPRISE, Company, Proof, Till
 
 PEOPLE = 5
 ACTS = 40
@@ -127,10 +128,20 @@ class Day:
         till.sam.reset()
         self.company.reopen(till)
 
+    def _finish_loads(self, members: dict[str, str]) -> None:
+        """Whoever went away with a torn recharge comes back to the counter: the same order goes on."""
+        with self.company.system.database.read() as tx:
+            begun = jobs.running(tx, ENTERPRISE)
+        for job in begun:
+            load = {"recharge": self.company.recharge, "subsidy": self.company.subsidise}[job.kind]
+            with suppress(Refused):  # of a card that was lost since: found out, but not loaded any more
+                load(members[job.subject], job.arguments["amount_fen"])
+
     def _evening(self, staff: list[str], tills: list[Till]) -> Proof:
         """Everybody comes by once more, so that nothing stays unknown; then the books are closed and proven."""
         for member in self.company.replacing:
             self.company.reissue(member, old_present=True)
+        self._finish_loads({self.company.serial(member).hex(): member for member in staff})
         for member in staff:
             for till in tills:
                 self._sales += 1
