@@ -21,7 +21,7 @@ from cardlib.crypto import Algorithm, make_key
 from cardlib.errors import OneCardError, OutcomeUnknown, TransportError
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import Purse
-from cardlib.purse import MoneyRequest, balance, composite_debit, open_application, recover
+from cardlib.purse import CardSession, MoneyRequest, balance, composite_debit, open_application, recover
 from cardlib.records import Event, Outcome, Transaction, local_when
 from keymgmt.handle import KeyHandle
 from keymgmt.softsam import SoftSam
@@ -60,13 +60,18 @@ class Counter:
         self.till.append(Event.NOT_DONE, ref, None, reason, utc_ms=self.world.now)
         del self.open[ref]
 
-    def pay(self, card: Card, amount_fen: int) -> Transaction:
-        card.reset()
-        world = self.world
-        session = open_application(card, self.sam, ENTERPRISE, world.random_bytes)
+    def resolve(self, card: Card) -> CardSession:
+        """Open the card and find out how torn payments with it ended."""
+        session = open_application(card, self.sam, ENTERPRISE, self.world.random_bytes)
         for ref, move in list(self.open.items()):
             if move.card_serial == session.factor:
                 recover(card, self.sam, self, session, ref, move)
+        return session
+
+    def pay(self, card: Card, amount_fen: int, *, reset: bool = True) -> Transaction:
+        if reset:
+            card.reset()
+        world, session = self.world, self.resolve(card)
         when = local_when(world.now)
         request = MoneyRequest(Purse.MAIN, amount_fen, when, world.now)
         return composite_debit(card, self.sam, self, session, request, ()).move
