@@ -6,9 +6,12 @@ Nothing is judged here. Entries are kept as evidence, money moves become rows fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
+from operator import attrgetter
 from typing import NamedTuple
+
+import cbor2
 
 from backoffice.database import Database, Tx
 from cardlib.errors import FormatError, NotFound, Refused
@@ -74,6 +77,8 @@ class Report:
 
 def intent_of(move: Transaction) -> Transaction:
     """The move as its intent said it."""
+    if move.outcome is Outcome.UNKNOWN and not move.tac and not move.mac2_verified:
+        return move
     return replace(move, tac=b"", mac2_verified=False, outcome=Outcome.UNKNOWN)
 
 
@@ -280,8 +285,12 @@ def close_record(
     _Merger(tx, enterprise_id, move.terminal).close(record_id, report)
 
 
+_values = attrgetter(*(field.name for field in fields(Transaction)))
+
+
 def _digest(move: Transaction) -> bytes:
-    return sha256(move.encode()).digest()
+    """SHA-256 over what the intent says, every field of it."""
+    return sha256(cbor2.dumps(_values(move))).digest()
 
 
 def _row(report: Report, now_ms: int) -> tuple[object, ...]:

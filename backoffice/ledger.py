@@ -85,14 +85,14 @@ def post(tx: Tx, enterprise_id: int, *entries: Entry) -> int:
     Raises Conflict when its id stands there with other content, FormatError when amounts are not whole
     non-zero fen that add up to zero.
     """
-    unique: dict[str, Entry] = {}
+    unique: dict[str, tuple[Entry, bytes]] = {}
     for entry in entries:
         _check(entry)
-        if unique.setdefault(entry.entry_id, entry).digest != entry.digest:
+        digest = entry.digest
+        if unique.setdefault(entry.entry_id, (entry, digest))[1] != digest:
             raise Conflict(f"ledger entry {entry.entry_id} is given twice with different content")
-    known = dict(_known(tx, enterprise_id, list(unique)))
-    for entry_id, digest in known.items():
-        if unique.pop(entry_id).digest != digest:
+    for entry_id, digest in list(_known(tx, enterprise_id, list(unique))):
+        if unique.pop(entry_id)[1] != digest:
             raise Conflict(f"ledger entry {entry_id} exists with other content: post a correction instead")
     fresh = unique.values()
     tx.executemany(
@@ -100,13 +100,13 @@ def post(tx: Tx, enterprise_id: int, *entries: Entry) -> int:
         " corrects, note, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             (enterprise_id, e.entry_id, e.kind, e.at_ms, tx.now_ms, e.operator, e.second_operator, e.corrects, e.note,
-             e.digest)
-            for e in fresh
+             digest)
+            for e, digest in fresh
         ),
     )  # fmt: skip
     tx.executemany(
         "INSERT INTO ledger_posting (enterprise_id, entry_id, account, amount_fen) VALUES (?, ?, ?, ?)",
-        ((enterprise_id, e.entry_id, account, fen) for e in fresh for account, fen in e.postings.items()),
+        ((enterprise_id, e.entry_id, account, fen) for e, _ in fresh for account, fen in e.postings.items()),
     )
     return len(fresh)
 
