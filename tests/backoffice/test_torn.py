@@ -57,10 +57,7 @@ def test_recharge_and_refund(world: World) -> None:
 
 
 def test_issue(world: World) -> None:
-    """Wherever power fails, the same call finishes the same card; no number, member or serial is stuck.
-
-    Every step of washing, slot and personalising is torn in tests/keymgmt; every seventh shows the job around them.
-    """
+    """Wherever power fails, the same call finishes the same card; no number, member or serial is stuck."""
     count = 0
 
     def once(step: int) -> bool:
@@ -75,6 +72,7 @@ def test_issue(world: World) -> None:
         assert world.state(bytes.fromhex(found["card"])) == ("active", "in use")
         return came
 
+    # Every step of washing, slot and personalising is torn in tests/keymgmt; every seventh shows the job around them.
     step = 1
     while once(step):
         step += 7
@@ -84,11 +82,8 @@ def test_issue(world: World) -> None:
 
 @pytest.mark.parametrize("cut", ["old", "new 1", "new 2", "new 3", "new 4", "sm4"])
 def test_reissue(tmp_path: Path, cut: str) -> None:
-    """Cut the old or the new card at every step of a reissue: the money arrives once, the old card ends empty.
-
-    The new card's steps are shared out over four tests, so that they run side by side.
-    """
-    which, _, share = cut.partition(" ")
+    """Cut the old or the new card at every step of a reissue: the money arrives once, the old card ends empty."""
+    which, _, share = cut.partition(" ")  # the new card's steps are shared out, so that tests run side by side
     world = World(tmp_path, Algorithm.SM4 if which == "sm4" else Algorithm.TDES)
     count = 0
 
