@@ -136,6 +136,11 @@ class Station:
     offset_min: int = DEFAULT_OFFSET_MIN
 
 
+def protector(host: Host, serial: bytes, version: int, purpose: Purpose, *, encrypt: bool = False) -> Protect:
+    """Secure messaging of an application's card through the host that holds its keys."""
+    return lambda header, data, challenge: host.protect(purpose, serial, version, header, data, challenge, encrypt)
+
+
 def application_keys() -> list[KeySpec]:
     """Keys written under the slot key, in the profile's order."""
     return [spec for spec in load_profile().keys if spec.level == "adf" and spec.purpose not in OWN_KEYS]
@@ -226,7 +231,7 @@ def _payload(plan: PersonalPlan, host: Issuer, spec: KeySpec) -> Payload:
 
 def _write_contents(card: Transport, plan: PersonalPlan, station: Station) -> None:
     profile = load_profile()
-    protect = _protector(station.host, plan, Purpose.MAINTENANCE)
+    protect = protector(station.host, plan.serial, plan.key_set, Purpose.MAINTENANCE)
     for name, content in plan.contents().items():
         update_binary(card, profile.file(name).fid, content, protect=protect)
     spec = profile.key(Purpose.PIN)
@@ -243,12 +248,6 @@ def _write_contents(card: Transport, plan: PersonalPlan, station: Station) -> No
         if e.sw != SW.P1P2:  # a PIN left by an interrupted run is set anew when key 37 is proven
             raise
     station.steps.done(plan.job, "contents")
-
-
-def _protector(host: Issuer, plan: PersonalPlan, purpose: Purpose, *, encrypt: bool = False) -> Protect:
-    return lambda header, data, challenge: host.protect(
-        purpose, plan.serial, plan.key_set, header, data, challenge, encrypt
-    )
 
 
 def _write_records(card: Transport) -> None:
@@ -305,7 +304,8 @@ def _prove_money_keys(card: Transport, session: CardSession, station: Station) -
 def _prove_pin(card: Transport, plan: PersonalPlan, station: Station) -> None:
     """Keys 37 and 3A: set the PIN once more under 37, then present it."""
     kid = load_profile().key(Purpose.PIN).kid(plan.key_set)
-    unblock_pin(card, plan.pin, _protector(station.host, plan, Purpose.PIN_UNBLOCK, encrypt=True), kid)
+    protect = protector(station.host, plan.serial, plan.key_set, Purpose.PIN_UNBLOCK, encrypt=True)
+    unblock_pin(card, plan.pin, protect, kid)
     verify_pin(card, plan.pin, kid)
 
 

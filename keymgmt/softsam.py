@@ -262,17 +262,6 @@ class SoftSam:
         record = record_header + pin.ljust(8, b"\xff")
         return protected(self._key(under, under_version, factor), header, record, challenge, encrypt=True)
 
-    def sam_payload(
-        self, purpose: Purpose, version: int, usage: int, sam_serial: bytes, header: bytes, challenge: bytes,
-        control_version: int,
-    ) -> bytes:  # fmt: skip
-        """E || MAC that puts an enterprise key into a SAM of this enterprise (card.md §7.7)."""
-        child = self.store.handle(self._ref(purpose, version))
-        record_header = bytes([usage, version, child.algorithm])
-        return key_payload(
-            self._key(Purpose.SAM_CONTROL, control_version, sam_serial), child, record_header, header, challenge
-        )
-
     def _ref(self, purpose: Purpose, version: int) -> KeyRef:
         return KeyRef(purpose, version, None if purpose in PLATFORM_PURPOSES else self._info.enterprise_id)
 

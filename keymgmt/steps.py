@@ -27,6 +27,7 @@ from cardlib.iso7816 import (
 )
 from cardlib.profile import CardIdentity, FileSpec, load_profile
 from cardlib.transport import Transport
+from keymgmt.handle import KeyHandle
 
 ADD = 0x01
 Payload = Callable[[bytes, bytes], bytes]
@@ -125,6 +126,28 @@ def authenticates(card: Transport, kid: int, cryptogram: Callable[[bytes], bytes
             raise CryptoError("the card's key is locked: this card can't be used any more, return it") from e
         return False
     return True
+
+
+def initial_holds(
+    card: Transport, job: str, initial: KeyHandle, ours: Callable[[bytes], bytes] | None, journal: StepJournal
+) -> bool:
+    """Authenticate with 39/00: our key first where the card says that it may have it, then the vendor's, once.
+
+    True when the vendor's key still holds. Raises CryptoError when neither does; this job never tries the
+    vendor's key again (keys.md, Washing, step 2).
+    """
+    kcv = initial.kcv.hex().upper()
+    refused = f"initial key {kcv} refused"
+    if ours and authenticates(card, 0, ours):
+        return False
+    if refused not in journal.steps(job):
+        if authenticates(card, 0, initial.cryptogram):
+            return True
+        journal.done(job, refused)
+    raise CryptoError(
+        f"the initial key with check value {kcv} is not this card's: it was tried once and this job does not try it "
+        "again. Look up the card's batch and start a new job with that batch's key"
+    )
 
 
 def put_key(card: Transport, key_type: int, kid: int, payload: Payload) -> None:

@@ -12,10 +12,9 @@ from cardlib.transport import Transport
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
 from keymgmt.softsam import key_payload, protector
-from keymgmt.steps import Payload, StepJournal, authenticates, create_missing, put_key, read_identity
+from keymgmt.steps import Payload, StepJournal, authenticates, create_missing, initial_holds, put_key, read_identity
 from keymgmt.store import KeyStore
 
-REFUSED = "initial key refused"
 CONTROL_KID = 0
 
 
@@ -71,7 +70,7 @@ def wash(card: Transport, plan: WashPlan, store: KeyStore, journal: StepJournal)
         raise ConfigError(
             f"the card's MF works with {plan.initial.algorithm.name}, our keys are {control.algorithm.name}"
         )
-    if _initial_holds(card, plan, control, begun=found == begun, journal=journal):
+    if initial_holds(card, plan.job, plan.initial, control.cryptogram if found == begun else None, journal):
         _replace_keys(card, plan, control, line, begun, journal)
     _prove_control(card, control)
     journal.done(plan.job, "control key proven")
@@ -81,21 +80,6 @@ def wash(card: Transport, plan: WashPlan, store: KeyStore, journal: StepJournal)
     update_binary(card, file, identity.encode(), protect=protector(line))
     journal.done(plan.job, "washed")
     return identity
-
-
-def _initial_holds(card: Transport, plan: WashPlan, control: KeyHandle, *, begun: bool, journal: StepJournal) -> bool:
-    """Authenticate; True with the initial key, False with ours. Raises CryptoError when neither is right."""
-    refused = f"{REFUSED}: {plan.initial.kcv.hex().upper()}"
-    if begun and authenticates(card, CONTROL_KID, control.cryptogram):
-        return False
-    if refused not in journal.steps(plan.job):
-        if authenticates(card, CONTROL_KID, plan.initial.cryptogram):
-            return True
-        journal.done(plan.job, refused)
-    raise CryptoError(
-        f"the initial key with check value {plan.initial.kcv.hex().upper()} is not this card's. It was tried once and "
-        "is not tried again: look up the card's batch, and wash it with that batch's key"
-    )
 
 
 def _replace_keys(
