@@ -134,8 +134,9 @@ class Day:
             begun = jobs.running(tx, ENTERPRISE)
         for job in begun:
             load = {"recharge": self.company.recharge, "subsidy": self.company.subsidise}[job.kind]
-            with suppress(Refused):  # of a card that was lost since: found out, but not loaded any more
-                load(members[job.subject], job.arguments["amount_fen"])
+            if job.subject in members:  # an old card's order ended with the card
+                with suppress(Refused):  # of a card that was lost since: found out, but not loaded any more
+                    load(members[job.subject], job.arguments["amount_fen"])
 
     def _evening(self, staff: list[str], tills: list[Till]) -> Proof:
         """Everybody comes by once more, so that nothing stays unknown; then the books are closed and proven."""
