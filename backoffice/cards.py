@@ -167,11 +167,7 @@ def transition(
         "UPDATE card_application SET state = ?, changed_ms = ? WHERE enterprise_id = ? AND card_serial = ?",
         (new.value, tx.now_ms, enterprise_id, serial),
     )
-    tx.execute(
-        "INSERT INTO card_transition (enterprise_id, transition_id, card_serial, state_from, state_to, actor, reason,"
-        " request_id, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (enterprise_id, tx.new_id(), serial, old.value, new.value, actor, reason, request_id, tx.now_ms),
-    )
+    _write_transition(tx, enterprise_id, serial, old, new, actor, reason, request_id)
     card = serial.hex().upper()
     audit.record(
         tx, enterprise_id, Event.CARD_CHANGED, actor, f"card:{card}",
@@ -179,6 +175,16 @@ def transition(
     )  # fmt: skip
     outbox.publish(tx, enterprise_id, f"card.{new}", {"card": card, "from": old.value, "to": new.value})
     return True
+
+
+def _write_transition(
+    tx: Tx, enterprise_id: int, serial: bytes, old: State, new: State, actor: str, reason: str, request_id: str | None
+) -> None:
+    tx.execute(
+        "INSERT INTO card_transition (enterprise_id, transition_id, card_serial, state_from, state_to, actor, reason,"
+        " request_id, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (enterprise_id, tx.new_id(), serial, old.value, new.value, actor, reason, request_id, tx.now_ms),
+    )
 
 
 def lose(office: Office, operator: Operator, serial: bytes, reason: str, *, request_id: str | None = None) -> Result:
@@ -374,8 +380,10 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
     """
     identity = read_identity(new.card)
     serial = identity.serial if identity is not None and any(identity.serial) else b""
-    with office.platform.read() as tx:
-        known = chips.find(tx, serial)
+    known = None
+    if serial:
+        with office.platform.read() as tx:
+            known = chips.find(tx, serial)
     if known is not None and known.wash_version:
         if identity is None or not identity.wash_version:
             raise Refused("card_used", f"another chip has serial {serial.hex().upper()} by now: destroy this one")
@@ -410,7 +418,7 @@ def _reserve(tx: Tx, office: Office, serial: bytes, member: Member, replaces: by
         (office.enterprise_id, serial, member.member_number, int(kind), office.key_set, starts.isoformat(),
          expires.isoformat(), replaces, tx.now_ms, tx.now_ms),
     )  # fmt: skip
-    return {"serial": serial.hex()}
+    return {"serial": serial.hex(), "starts": starts.isoformat(), "expires": expires.isoformat()}
 
 
 def _today(office: Office) -> date:
@@ -458,13 +466,11 @@ def _bind(tx: Tx, serial: bytes, member: Member, replaces: bytes | None, actor: 
 def _personalise(
     office: Office, work: Work, desk: Desk, serial: bytes, member: Member, new: NewCard
 ) -> None:
-    with office.db.read() as tx:
-        here = get(tx, office.enterprise_id, serial)
-    starts, expires = date.fromisoformat(here.starts), date.fromisoformat(here.expires)
-    kept = (work.result("read") or {}).get("access")
+    here, kept = work.result("card") or {}, (work.result("read") or {}).get("access")
+    starts, expires = date.fromisoformat(here["starts"]), date.fromisoformat(here["expires"])
     plan = PersonalPlan(
-        "personalise", serial, office.enterprise_id, here.key_version,
-        Holder(int(here.kind), 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE),
+        "personalise", serial, office.enterprise_id, office.key_set,
+        Holder(serial[0], 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE),
         AccessRights.decode(bytes.fromhex(kept)) if kept else _rights(member, starts, expires),
         starts, expires, new.pin, office.algorithm(),
     )  # fmt: skip
@@ -481,18 +487,26 @@ def _rights(member: Member, starts: date, expires: date) -> AccessRights:
 
 
 def _issued(tx: Tx, work: Work, desk: Desk, serial: bytes, slot: int, posted: bool) -> Result:
-    actor, request_id, enterprise_id = work.info.actor, work.info.request_id, work.enterprise_id
-    sql = "UPDATE card_application SET slot = ? WHERE enterprise_id = ? AND card_serial = ?"
-    tx.execute(sql, (slot, enterprise_id, serial))
-    transition(tx, enterprise_id, serial, S.ISSUED, actor, work.info.kind, request_id)
-    transition(tx, enterprise_id, serial, S.POSTED if posted else S.ACTIVE, actor, work.info.kind, request_id)
+    """From slot over issued to active or posted, in one go."""
+    actor, enterprise_id, card = work.info.actor, work.enterprise_id, serial.hex().upper()
+    state = S.POSTED if posted else S.ACTIVE
+    changed = tx.execute(
+        "UPDATE card_application SET state = ?, slot = ?, changed_ms = ?"
+        " WHERE enterprise_id = ? AND card_serial = ? AND state = 'slot'",
+        (state.value, slot, tx.now_ms, enterprise_id, serial),
+    ).rowcount
+    if not changed:
+        raise Conflict(f"card {card} is issued already")
+    for old, new in ((S.SLOT, S.ISSUED), (S.ISSUED, state)):
+        _write_transition(tx, enterprise_id, serial, old, new, actor, work.info.kind, work.info.request_id)
     if posted:
         # Terminals refuse it until its holder confirms that he has it.
         blacklists.put(tx, enterprise_id, serial, ListReason.LOST, actor)
-    card = serial.hex().upper()
-    audit.record(tx, enterprise_id, Event.CARD_ISSUED, actor, f"card:{card}", job=work.info.job_id)
+    job_id = work.info.job_id
+    audit.record(tx, enterprise_id, Event.CARD_ISSUED, actor, f"card:{card}", state_to=state.value, job=job_id)
+    outbox.publish(tx, enterprise_id, f"card.{state}", {"card": card, "from": S.SLOT.value, "to": state.value})
     desk.prove_new(tx, serial)
-    return {"job": work.info.job_id, "card": card, "state": (S.POSTED if posted else S.ACTIVE).value}
+    return {"job": job_id, "card": card, "state": state.value}
 
 
 # Reissue and cancel

@@ -171,6 +171,8 @@ class _Merger:
 
     def _adopt(self, reports: dict[int, Report]) -> None:
         """Give intents the closing entries that came before them, in a file of a later stretch."""
+        if all(report.outcome is not Outcome.UNKNOWN for report in reports.values()):
+            return
         for row in self.tx.all(
             "SELECT intent_seq, entry FROM journal_orphan WHERE enterprise_id = ? AND terminal = ?",
             (self.enterprise_id, self.terminal),
@@ -179,7 +181,7 @@ class _Merger:
             if report is None:
                 continue
             entry = JournalEntry.decode(row["entry"], bytes(32))
-            if report.outcome is Outcome.UNKNOWN and not report.close(entry):
+            if not report.close(entry):
                 self.contradiction("the closing entry speaks of another move", entry)
             self.tx.execute(
                 "DELETE FROM journal_orphan WHERE enterprise_id = ? AND terminal = ? AND intent_seq = ?",
@@ -353,6 +355,13 @@ def _extend(
         shift = before
         for entry in entries:
             shift = _shift_after(entry.record, shift) if isinstance(entry.record, Note) else shift
+    if len(touching) == 1 and touching[0]["first_seq"] == first:
+        tx.execute(
+            "UPDATE journal_span SET last_seq = ?, last_hash = ?, last_ms = ?, shift = ?"
+            " WHERE enterprise_id = ? AND terminal = ? AND first_seq = ?",
+            (*end, shift, enterprise_id, terminal, first),
+        )
+        return before
     for span in touching:
         tx.execute(
             "DELETE FROM journal_span WHERE enterprise_id = ? AND terminal = ? AND first_seq = ?",

@@ -78,11 +78,9 @@ class SequenceBlock:
 class Work:
     """A job in hand, phase by phase: what is done is known without asking again, and marked with one write."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, steps: list[jobs.Step]) -> None:
         self.job, self.info, self.enterprise_id = job, job.info, job.enterprise_id
-        with job.db.read() as tx:
-            found = jobs.steps(tx, job.enterprise_id, job.info.job_id)
-        self._results = {step.step: step.result for step in found if step.state == "done"}
+        self._results = {step.step: step.result for step in steps if step.state == "done"}
 
     def result(self, phase: str) -> Result | None:
         """What a phase came to, None while it is not done."""
@@ -254,26 +252,49 @@ class Desk:
             settle_cards(tx, enterprise_id, self.host, [serial], self.office.offset_min)
 
     def prove_new(self, tx: Tx, serial: bytes) -> None:
-        """Write the payments of zero that proved a new application: its records begin with them (keys.md, Washing)."""
-        enterprise_id, first = self.office.enterprise_id, self._proofs[0]
+        """Write the payments of zero that proved a new application, checked as they were made (keys.md, Washing).
+
+        Its certain records begin after them: torn attempts of zero before leave no gap.
+        """
+        enterprise_id, last = self.office.enterprise_id, self._proofs[-1]
         self.office.ready(tx)
-        began = Position(0, first.card_seq, 0)
-        observe(tx, enterprise_id, serial, first.purse, began, first.utc_ms, fresh=True)
+        entries: list[JournalEntry] = []
         for move in self._proofs:
-            ref = self._append(tx, Event.INTENT, None, journals.intent_of(move))
-            self._append(tx, Event.COMMITTED, ref, move)
-        settle_cards(tx, enterprise_id, self.host, [serial], self.office.offset_min)
+            entries.append(self._next(tx, entries, Event.INTENT, None, journals.intent_of(move)))
+            entries.append(self._next(tx, entries, Event.COMMITTED, entries[-1].seq, move))
+        journals.take(tx, enterprise_id, OFFICE_TERMINAL, entries, [entry.hash for entry in entries])
+        tx.execute(
+            "UPDATE transaction_record SET verdict = 'posted', genuine = 1, booked = 'yes', chained = 1, open = 0"
+            " WHERE enterprise_id = ? AND card_serial = ? AND open = 1 AND amount_fen = 0",
+            (enterprise_id, serial),
+        )
+        begins = Position(0, last.card_seq + 1, 0)
+        observe(tx, enterprise_id, serial, last.purse, begins, self.office.now_ms(), fresh=True)
         self._proofs.clear()
 
+    def _next(
+        self,
+        tx: Tx,
+        before: list[JournalEntry],
+        event: Event,
+        ref: int | None,
+        move: Transaction | None,
+        reason: str = "",
+    ) -> JournalEntry:
+        """The entry that follows ``before``, or the end of the journal as it is here."""
+        if before:
+            seq, previous = before[-1].seq, before[-1].hash
+        else:
+            last = tx.one(
+                "SELECT last_seq, last_hash FROM journal_span WHERE enterprise_id = ? AND terminal = ?",
+                (self.office.enterprise_id, OFFICE_TERMINAL),
+            )
+            seq, previous = (last[0], last[1]) if last else (0, genesis(self.office.enterprise_id, OFFICE_TERMINAL))
+        return JournalEntry(seq + 1, event, ref, move, reason, self.office.now_ms(), previous)
+
     def _append(self, tx: Tx, event: Event, ref: int | None, move: Transaction | None, reason: str = "") -> int:
-        enterprise_id = self.office.enterprise_id
-        last = tx.one(
-            "SELECT last_seq, last_hash FROM journal_span WHERE enterprise_id = ? AND terminal = ?",
-            (enterprise_id, OFFICE_TERMINAL),
-        )
-        seq, previous = (last[0], last[1]) if last else (0, genesis(enterprise_id, OFFICE_TERMINAL))
-        entry = JournalEntry(seq + 1, event, ref, move, reason, self.office.now_ms(), previous)
-        journals.take(tx, enterprise_id, OFFICE_TERMINAL, [entry], [entry.hash])
+        entry = self._next(tx, [], event, ref, move, reason)
+        journals.take(tx, self.office.enterprise_id, OFFICE_TERMINAL, [entry], [entry.hash])
         return entry.seq
 
     def _intent(self, tx: Tx, ref: int) -> Transaction:
@@ -371,9 +392,10 @@ def run(
         if info.state != "running":
             return outcome_of(info)
         job = jobs.seize(tx, office.db, enterprise_id, info.job_id)
+        steps = jobs.steps(tx, enterprise_id, info.job_id)
     with jobs.working(job):
         with _ends_before_first_step(office, job):
-            result = act(Work(job))
+            result = act(Work(job, steps))
         if job.info.state != "running":
             return result
         if result.get("state") == "waiting":
