@@ -7,7 +7,6 @@ of a two-key key therefore work too (card.md §1.1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import ClassVar
 
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
@@ -17,56 +16,63 @@ from cardlib.crypto.chain import CbcMac
 from cardlib.crypto.keys import Algorithm, Key, SessionSeed, invert, xor
 from cardlib.errors import FormatError
 
+_ECB = modes.ECB()
+
 
 class _DesFamily(Key):
     block: ClassVar[int] = 8
+    __slots__ = ("_chain", "_update")
 
-    @cached_property
-    def _ede(self) -> TripleDES:
-        left, right = self._value[:8], self._value[-8:]
-        return TripleDES(left + right + left)
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._update: Callable[[bytes], bytes] | None = None
+        self._chain: CbcMac | None = None
 
-    @cached_property
-    def _ecb(self) -> Cipher[modes.ECB]:
-        return Cipher(self._ede, modes.ECB())
+    def _cipher(self) -> Cipher[modes.ECB]:
+        value = self._value
+        return Cipher(TripleDES(value * 3 if len(value) == 8 else value + value[:8]), _ECB)
 
-    @cached_property
-    def _update(self) -> Callable[[bytes], bytes]:
-        return self._ecb.encryptor().update
-
-    @cached_property
-    def _left_chain(self) -> CbcMac:
-        return CbcMac(TripleDES(self._value[:8] * 3))
+    def _left_chain(self, padded: bytes, iv: bytes) -> bytes:
+        """CBC under the left half, in single DES."""
+        chain = self._chain
+        if chain is None:
+            chain = self._chain = CbcMac(TripleDES(self._value[:8] * 3))
+        return chain(padded, int.from_bytes(iv, "big"))
 
     def encrypt(self, data: bytes) -> bytes:
         if len(data) % 8:
             raise FormatError(f"{len(data)} bytes are not whole DES blocks")
-        return self._update(data)
+        update = self._update
+        if update is None:
+            update = self._update = self._cipher().encryptor().update
+        return update(data)
 
     def decrypt(self, data: bytes) -> bytes:
         if len(data) % 8:
             raise FormatError(f"{len(data)} bytes are not whole DES blocks")
-        return self._ecb.decryptor().update(data)
+        return self._cipher().decryptor().update(data)
 
     def cryptogram(self, challenge: bytes) -> bytes:
         return self.encrypt(challenge.ljust(8, b"\0"))
-
-
-class DesKey(_DesFamily):
-    """An 8-byte key: session keys, old cards. Transaction and secure-messaging MACs are plain CBC."""
-
-    @property
-    def algorithm(self) -> Algorithm:
-        return Algorithm.DES
-
-    def mac_padded(self, padded: bytes, iv: bytes) -> bytes:
-        return self._left_chain(padded, int.from_bytes(iv, "big"))
 
     def diversify(self, factor: bytes) -> Key:
         return TdesKey(self.encrypt(factor + invert(factor)))
 
     def session(self, seed: SessionSeed) -> Key:
         return DesKey(self.encrypt(seed))
+
+
+class DesKey(_DesFamily):
+    """An 8-byte key: session keys, old cards. Transaction and secure-messaging MACs are plain CBC."""
+
+    __slots__ = ()
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return Algorithm.DES
+
+    def mac_padded(self, padded: bytes, iv: bytes) -> bytes:
+        return self._left_chain(padded, iv)
 
     def folded(self) -> Key:
         return self
@@ -75,6 +81,12 @@ class DesKey(_DesFamily):
 class TdesKey(_DesFamily):
     """A 16-byte key, two-key EDE. Its own MAC is ISO 9797-1 algorithm 3 (card.md §1.3)."""
 
+    __slots__ = ("_folded",)
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._folded: DesKey | None = None
+
     @property
     def algorithm(self) -> Algorithm:
         return Algorithm.TDES
@@ -82,18 +94,10 @@ class TdesKey(_DesFamily):
     def mac_padded(self, padded: bytes, iv: bytes) -> bytes:
         # Algorithm 3: single DES with K_L but for the last block, which goes through the whole EDE.
         if len(padded) > 8:
-            iv = self._left_chain(padded[:-8], int.from_bytes(iv, "big"))
+            iv = self._left_chain(padded[:-8], iv)
         return self.encrypt(xor(padded[-8:], iv))
 
-    def diversify(self, factor: bytes) -> Key:
-        return TdesKey(self.encrypt(factor + invert(factor)))
-
-    def session(self, seed: SessionSeed) -> Key:
-        return DesKey(self.encrypt(seed))
-
     def folded(self) -> Key:
-        return self._fold
-
-    @cached_property
-    def _fold(self) -> DesKey:
-        return DesKey(xor(self._value[:8], self._value[8:]))
+        if self._folded is None:
+            self._folded = DesKey(xor(self._value[:8], self._value[8:]))
+        return self._folded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import ClassVar
 
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
@@ -13,23 +12,19 @@ from cardlib.crypto.chain import CbcMac
 from cardlib.crypto.keys import Algorithm, Key, SessionSeed, invert, xor
 from cardlib.errors import FormatError
 
+_ECB = modes.ECB()
+
 
 class Sm4Key(Key):
     """A 16-byte key of the SM4 profile: 16-byte blocks, CBC-MAC, full-length session and TAC keys."""
 
     block: ClassVar[int] = 16
+    __slots__ = ("_chain", "_update")
 
-    @cached_property
-    def _ecb(self) -> Cipher[modes.ECB]:
-        return Cipher(SM4(self._value), modes.ECB())
-
-    @cached_property
-    def _update(self) -> Callable[[bytes], bytes]:
-        return self._ecb.encryptor().update
-
-    @cached_property
-    def _chain(self) -> CbcMac:
-        return CbcMac(SM4(self._value))
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._update: Callable[[bytes], bytes] | None = None
+        self._chain: CbcMac | None = None
 
     @property
     def algorithm(self) -> Algorithm:
@@ -38,14 +33,18 @@ class Sm4Key(Key):
     def encrypt(self, data: bytes) -> bytes:
         if len(data) % 16:
             raise FormatError(f"{len(data)} bytes are not whole SM4 blocks")
+        if self._update is None:
+            self._update = Cipher(SM4(self._value), _ECB).encryptor().update
         return self._update(data)
 
     def decrypt(self, data: bytes) -> bytes:
         if len(data) % 16:
             raise FormatError(f"{len(data)} bytes are not whole SM4 blocks")
-        return self._ecb.decryptor().update(data)
+        return Cipher(SM4(self._value), _ECB).decryptor().update(data)
 
     def mac_padded(self, padded: bytes, iv: bytes) -> bytes:
+        if self._chain is None:
+            self._chain = CbcMac(SM4(self._value))
         return self._chain(padded, int.from_bytes(iv, "big"))
 
     def diversify(self, factor: bytes) -> Key:
