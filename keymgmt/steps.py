@@ -30,6 +30,7 @@ from cardlib.transport import Transport
 from keymgmt.handle import KeyHandle
 
 ADD = 0x01
+OURS_REFUSED = "our key refused"
 Payload = Callable[[bytes, bytes], bytes]
 """``payload(header, challenge)``: E || MAC of WRITE KEY."""
 DF_ALGORITHM = {Algorithm.TDES: b"\xff\xff", Algorithm.SM4: b"\xff\x04"}
@@ -134,16 +135,23 @@ def initial_holds(
     """Authenticate with 39/00: our key first where the card says that it may have it, then the vendor's, once.
 
     True when the vendor's key still holds. Raises CryptoError when neither does; this job never tries the
-    vendor's key again (keys.md, Washing, step 2).
+    vendor's key again (keys.md, Washing, step 2). Where our key was refused before, the vendor's comes first: a
+    card that counts gives three tries, and a success gives them all back.
     """
     kcv = initial.kcv.hex().upper()
     refused = f"initial key {kcv} refused"
-    if ours and authenticates(card, 0, ours):
+    known = journal.steps(job)
+    ours_last = OURS_REFUSED in known
+    if ours and not ours_last and authenticates(card, 0, ours):
         return False
-    if refused not in journal.steps(job):
+    if ours and not ours_last:
+        journal.done(job, OURS_REFUSED)
+    if refused not in known:
         if authenticates(card, 0, initial.cryptogram):
             return True
         journal.done(job, refused)
+    if ours and ours_last and authenticates(card, 0, ours):
+        return False
     raise CryptoError(
         f"the initial key with check value {kcv} is not this card's: it was tried once and this job does not try it "
         "again. Look up the card's batch and start a new job with that batch's key"
