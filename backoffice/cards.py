@@ -443,16 +443,24 @@ def _open(
             chips.register(tx, actor, serial, wash_version=WASH_VERSION)
         if member.phone_number:
             _bind(tx, serial, member, replaces, work.info.actor)
-        there = [slot for slot in chips.slots(tx, serial) if slot.enterprise_id == office.enterprise_id]
-        if actor is None and (not there or there[0].state != "open"):
-            raise Refused("slot", f"card {serial.hex().upper()} has no slot here: the platform opens slots")
-        slot = there[0] if actor is None else chips.reserve_slot(tx, actor, serial, office.enterprise_id)
+        if actor is not None:
+            slot = chips.reserve_slot(tx, actor, serial, office.enterprise_id)
+        else:
+            slot = _open_slot_of(tx, serial, office.enterprise_id)
     if actor is not None and slot.state != "open":
         plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm())
         open_slot(card, plan, office.store, PhaseSteps(work))
         with office.platform.write() as tx:
             chips.slot_opened(tx, actor, serial, office.enterprise_id)
     return slot.number
+
+
+def _open_slot_of(tx: Tx, serial: bytes, enterprise_id: int) -> chips.Slot:
+    """The slot that the platform opened for us. Raises Refused ``slot``."""
+    for slot in chips.slots(tx, serial):
+        if (slot.enterprise_id, slot.state) == (enterprise_id, "open"):
+            return slot
+    raise Refused("slot", f"card {serial.hex().upper()} has no slot here: the platform opens slots")
 
 
 def _bind(tx: Tx, serial: bytes, member: Member, replaces: bytes | None, actor: str) -> None:

@@ -262,7 +262,8 @@ class Desk:
         for move in self._proofs:
             entries.append(self._next(tx, entries, Event.INTENT, None, journals.intent_of(move)))
             entries.append(self._next(tx, entries, Event.COMMITTED, entries[-1].seq, move))
-        journals.take(tx, enterprise_id, OFFICE_TERMINAL, entries, [entry.hash for entry in entries])
+        hashes = [entry.previous for entry in entries[1:]] + [entries[-1].hash]
+        journals.take(tx, enterprise_id, OFFICE_TERMINAL, entries, hashes)
         tx.execute(
             "UPDATE transaction_record SET verdict = 'posted', genuine = 1, booked = 'yes', chained = 1, open = 0"
             " WHERE enterprise_id = ? AND card_serial = ? AND open = 1 AND amount_fen = 0",

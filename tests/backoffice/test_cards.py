@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from backoffice import cards, jobs, ledger, outbox, wallet
+from backoffice import cards, chips, jobs, ledger, outbox, wallet
 from backoffice.cards import NEXT, State
 from backoffice.enterprises import Setting
 from backoffice.operators import Operator, Role
 from cardlib.errors import CardRemoved, Conflict, FormatError, NotFound, OneCardError, Refused
 from cardlib.iso7816 import read_binary
-from cardlib.profile import Holder, Purse, load_profile
+from cardlib.profile import CardKind, Holder, Purse, load_profile, make_serial
 from cardlib.purse import identify, open_application
-from keymgmt.steps import read_identity
+from keymgmt.slot import SlotPlan, open_slot
+from keymgmt.steps import MemorySteps, read_identity
+from keymgmt.wash import WashPlan, wash
 from simulator.card import Card
-from tests.backoffice.desk import Counter, World, serial_of
+from tests.backoffice.desk import OPERATOR, Counter, World, serial_of
 from tests.backoffice.kit import ADMIN, ENTERPRISE
 
 
@@ -449,3 +453,29 @@ def test_refund_expiry_and_undo(world: World) -> None:
     }  # fmt: skip
     assert world.books() == {ledger.BANK: -5000, ledger.REFUNDS: 1000, ledger.EXPIRED: 4000}
     world.agrees()
+
+
+def test_enterprise_without_the_platform_needs_an_open_slot(world: World) -> None:
+    """An enterprise that neither washes nor opens slots issues only on cards that the platform prepared."""
+    apart = replace(world.office, platform_operator=None, initial=None)
+    with pytest.raises(Refused) as refused:
+        cards.issue(apart, ADMIN, world.member(1), world.new())
+    assert refused.value.reason == "wash"
+    prepared = world.blank()
+    assert world.office.initial is not None
+    plan = WashPlan("w", make_serial(CardKind.CPU_CARD, 1, 77), 1, date(2026, 9, 1), 1, world.office.initial)
+    wash(prepared, plan, world.store, MemorySteps())
+    with world.platform.write() as tx:
+        chips.register(tx, OPERATOR, plan.serial, wash_version=1)
+    prepared.reset()
+    with pytest.raises(Refused) as refused:
+        cards.issue(apart, ADMIN, "M001", world.new(prepared))
+    assert refused.value.reason == "slot"
+    with world.platform.write() as tx:
+        chips.reserve_slot(tx, OPERATOR, plan.serial, ENTERPRISE)
+    prepared.reset()
+    open_slot(prepared, SlotPlan("s", plan.serial, ENTERPRISE, "ONECARD"), world.store, MemorySteps())
+    with world.platform.write() as tx:
+        chips.slot_opened(tx, OPERATOR, plan.serial, ENTERPRISE)
+    prepared.reset()
+    assert cards.issue(apart, ADMIN, "M001", world.new(prepared))["card"] == plan.serial.hex().upper()
