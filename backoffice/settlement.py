@@ -284,6 +284,8 @@ def _judge(books: _Books, record: _Record) -> None:
         verdict, cause = proof, why
     if verdict is None:
         verdict, cause = _check_card(books, row)
+        if proof is V.IN_DOUBT and verdict is V.CARD_STATE:
+            verdict, cause = None, ""  # whether it happened at all comes first: see _happened
     record.verdict, record.cause = verdict or proof, cause or why
 
 
@@ -359,14 +361,21 @@ def _chain(books: _Books, serial: bytes, purse: Purse, records: list[_Record]) -
     for record_id in chain.certain:
         waiting[record_id].chained = True
     for record_id in chain.done:
-        waiting[record_id].chained = True
-        waiting[record_id].verdict, waiting[record_id].cause = V.POSTED, ""
+        _happened(books, waiting[record_id])
     for record_id in chain.undone:
         waiting[record_id].verdict, waiting[record_id].cause = V.NOT_DONE, "the card used this number for another move"
     for record_id in chain.reused:
         _resolve_reuse(books, waiting[record_id], waiting)
     if row is None or _position_of(chain) != tuple(row)[3:9]:
         books.places.append((books.enterprise_id, serial, int(purse), *_position_of(chain), books.tx.now_ms))
+
+
+def _happened(books: _Books, record: _Record) -> None:
+    """An unknown outcome that later records closed as done: posted, if the card was allowed to at that time."""
+    record.chained = True
+    verdict, record.cause = _check_card(books, record.row)
+    record.verdict = verdict or V.POSTED
+    record.genuine = record.genuine or verdict is not None
 
 
 def _position_of(chain: Chain) -> tuple[int, int, int, str, str, int]:
