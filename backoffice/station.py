@@ -22,7 +22,7 @@ from backoffice.registry import TerminalKind
 from backoffice.sequences import Position
 from backoffice.settlement import observe, settle_cards
 from cardlib.crypto import Algorithm
-from cardlib.errors import Conflict, FormatError, NotFound, OneCardError, OutcomeUnknown, Refused
+from cardlib.errors import Conflict, FormatError, MacMismatch, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.profile import CardKind, Purpose, Purse, TransactionType, load_profile, make_serial
 from cardlib.purse import CardSession, initialize_load, initialize_purchase, open_application, recover
 from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis
@@ -354,13 +354,17 @@ class Desk:
         return seen
 
     def moved(self, serial: bytes, purse: Purse, amount_fen: int) -> Transaction | None:
-        """The committed move of this job's order, if it was carried out."""
+        """The committed move of this job's order, if it was carried out. Raises MacMismatch for a wrong proof."""
+        enterprise_id = self.office.enterprise_id
         with self.office.db.read() as tx:
             row = tx.one(
-                "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND request_id = ? AND outcome = ?",
-                (self.office.enterprise_id, self.order(serial, purse, amount_fen), int(Outcome.COMMITTED)),
+                "SELECT record_id, verdict, cause FROM transaction_record WHERE enterprise_id = ? AND request_id = ?"
+                " AND outcome = ?",
+                (enterprise_id, self.order(serial, purse, amount_fen), int(Outcome.COMMITTED)),
             )
-            return journals.load_move(tx, self.office.enterprise_id, row["record_id"]) if row else None
+            if row is not None and row["verdict"] == "forged":
+                raise MacMismatch(f"card {serial.hex().upper()} is not genuine, its proof was wrong: {row['cause']}")
+            return journals.load_move(tx, enterprise_id, row["record_id"]) if row else None
 
 
 def position_on(card: Transport, host: Host, session: CardSession, purse: Purse) -> Position:
