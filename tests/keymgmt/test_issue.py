@@ -444,7 +444,7 @@ def test_batch_is_fast(tmp_path: Path) -> None:
 
 def test_batch_is_flat(tmp_path: Path) -> None:
     """A batch keeps nothing per card; apart from the suite, whose watch over secrets keeps every key it sees."""
-    code = "import sys, pathlib; from tests.keymgmt import test_issue as t; print(t.growth_bytes(pathlib.Path(sys.argv[1])))"
+    code = "import pathlib, sys, tests.keymgmt.test_issue as t; print(t.growth_bytes(pathlib.Path(sys.argv[1])))"
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 20_000
 
