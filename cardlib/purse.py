@@ -434,7 +434,8 @@ def recover(
 ) -> Transaction:
     """Find out with the same card how a move ended, and close its intent; UNKNOWN leaves it open for settlement.
 
-    ``move`` is the intent. A session that is only identified (blocked card) can prove that it was done, no more.
+    ``move`` is the intent. A session that is only identified (blocked card) can prove that it was done, by a MAC2
+    that the SAM still can verify, no more.
     Raises Refused ``other_card``; TransportError and StatusError leave all as it was: try again.
     """
     if move.card_serial != session.factor or move.enterprise_id != session.enterprise_id:
@@ -442,18 +443,21 @@ def recover(
     proof = prove(card, move.kind, move.card_seq + 1 & 0xFFFF)
     if proof:
         done = _proven(sam, move, proof)
-        if done and (done.mac2_verified or session.purpose is None):
+        if done and done.mac2_verified:
             journal.committed(ref, done)
             return done
         proof = proof if done else None
     if session.purpose is None:
         return move
-    if not proof and _counter(card, session, move) == move.card_seq:
+    counter = None if proof else _counter(card, session, move)
+    if counter == move.card_seq:
         return _not_done(journal, ref, move, "the card's counter did not move")
     outcome = _ask_log(card, move)
     if outcome is Outcome.NOT_DONE:
         return _not_done(journal, ref, move, "the card's log shows another move under this number")
-    if outcome is Outcome.UNKNOWN and not proof:
+    # The proof of the newest number is always kept (card.md §4.8): a log that shows our move there without it lies.
+    contradicts = counter == move.card_seq + 1 & 0xFFFF
+    if not proof and (outcome is Outcome.UNKNOWN or contradicts):
         return move
     done = _done(move, proof)
     journal.committed(ref, done)

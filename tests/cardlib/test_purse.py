@@ -660,3 +660,50 @@ def test_the_own_time_of_a_payment_is_below_a_millisecond() -> None:
         debit(card, host, journal, _session(), _asked(vector)[1])
         best_ns = min(best_ns, time.perf_counter_ns() - start_ns)
     assert best_ns < 1_000_000
+
+
+class _ManInTheMiddle(Decorator):
+    """Sits between reader and card: forges the counter that INITIALIZE tells and the newest log record."""
+
+    def __init__(self, inner: Transport, move: Transaction, *, forge_proof: bool = False) -> None:
+        super().__init__(inner)
+        self.move = move
+        self.forge_proof = forge_proof
+
+    def transceive(self, command: bytes) -> bytes:
+        """Forge what is not authenticated."""
+        answer = self.inner.transceive(command)
+        after = (self.move.card_seq + 1).to_bytes(2, "big")
+        if command[:2] == b"\x80\x50":
+            return answer[:4] + after + answer[6:]
+        if command[:2] == b"\x00\xb2" and command[2] == 1:
+            m = self.move
+            record = LogRecord(m.card_seq + 1, 0, m.amount_fen, m.kind, m.terminal, m.when)
+            return record.encode() + b"\x90\x00"
+        if command[:2] == b"\x80\x5a" and self.forge_proof:
+            return b"\x11" * 8 + b"\x90\x00"
+        return answer
+
+
+@pytest.mark.parametrize("forge_proof", [False, True])
+def test_a_man_in_the_middle_does_not_make_a_payment(world: World, forge_proof: bool) -> None:
+    """8054 dropped, counter, log and even a proof forged: nothing is taken for paid, the entry stays open."""
+    ref, move = _lose(world, before=True)
+    session = world.tap()
+    middle = _ManInTheMiddle(world.card, move, forge_proof=forge_proof)
+    assert recover(middle, world.sam, world.journal, session, ref, move).outcome is Outcome.UNKNOWN
+    assert world.journal.pending
+    assert balance(world.card, Purse.MAIN) == 10_000
+
+
+def test_a_blocked_card_proves_only_what_the_sam_can_check(world: World) -> None:
+    """A blocked session whose MAC2 no SAM can verify any more stays open: the host decides."""
+    ref, move = _lose(world, before=False)
+    world.tap()
+    iso.block_application(world.card, iso.SecureMessaging(world.card_key(Purpose.MAINTENANCE, 1, CARD_SERIAL)))
+    world.card.reset()
+    world.sam_card.reset()
+    world.sam = CardSam(world.sam_card, lambda: PIN)
+    session = identify(world.card, ENTERPRISE)
+    assert recover(world.card, world.sam, world.journal, session, ref, move).outcome is Outcome.UNKNOWN
+    assert world.journal.pending
