@@ -177,7 +177,7 @@ def test_internal_authenticate_is_that_of_the_vectors() -> None:
         (lambda c: iso.write_key(c, 1, 2, b"\x39"), "80D401020139"),
     ],
 )
-def test_plain_commands(call: Any, apdu: str) -> None:  # noqa: ANN401
+def test_plain_commands(call: Any, apdu: str) -> None:
     """Each function sends the APDU of card.md §3 and §6."""
     transport = card((apdu, OK))
     call(transport)

@@ -365,7 +365,7 @@ def test_a_refused_debit_is_journaled_as_not_done(world: World) -> None:
     """When the card rejects MAC1 (9302) the intent is closed and the money is where it was."""
 
     class WrongMac1(KeyHost):
-        def purchase_mac1(self, *args: Any) -> tuple[int, bytes]:  # noqa: ANN401
+        def purchase_mac1(self, *args: Any) -> tuple[int, bytes]:
             return super().purchase_mac1(*args)[0], bytes(4)
 
     with pytest.raises(StatusError, match="9302"):
