@@ -21,6 +21,7 @@ import pytest
 
 from cardlib.crypto import Algorithm, make_key
 from cardlib.crypto.sealing import Argon2Params
+from cardlib.errors import OutcomeUnknown, TransportError
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import AccessRights, CardKind, Holder, Purpose, Purse, make_serial
 from cardlib.purse import MoneyRequest, balance, load, open_application
@@ -123,7 +124,7 @@ class Enterprise:
         self.clock_ms = NOON_MS
         self.journal = MemoryJournal()
         self.lists = Listed(self.now_ms)
-        self._cards = 0
+        self._cards = self._sales = 0
         self._closing: list[Journal | FileStore] = []
 
     def now_ms(self) -> int:
@@ -231,6 +232,18 @@ class Enterprise:
         request = MoneyRequest(purse, amount_fen, local_when(self.clock_ms), self.clock_ms)
         load(card, self.host, self.journal, session, request)
         card.reset()
+
+    def pay_patiently(self, card: Card, amount_fen: int, taps: int = 5) -> None:
+        """Pay once, presenting a torn card again until the till knows how it ended."""
+        self._sales += 1
+        for _ in range(taps):
+            try:
+                self.pos.pay(card, amount_fen, f"rig {self._sales}")
+            except (OutcomeUnknown, TransportError):
+                card.reset()
+            else:
+                return
+        raise OutcomeUnknown("rig", "the payment never came to an end")
 
     def balances(self, card: Card) -> tuple[int, int]:
         """What the subsidy and the main purse hold, in fen."""
