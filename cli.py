@@ -133,8 +133,13 @@ def _defaults(ctx: click.Context, _: click.Parameter, path: Path | None) -> None
 
 def _root() -> Root:
     config = click.Option(
-        ["--config"], type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_defaults,
-        envvar="ONECARD_CONFIG", help="TOML file with defaults for the options below.",
+        ["--config"],
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_defaults,
+        envvar="ONECARD_CONFIG",
+        help="TOML file with defaults for the options below.",
     )
     root = Root("onecard", params=[config, *global_options()], help=HELP_TEXT, no_args_is_help=True)
     return click.version_option(VERSION, message="onecard %(version)s")(root)

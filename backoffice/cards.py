@@ -99,9 +99,7 @@ class NewCard:
 # Reading
 
 
-_COLUMNS = (
-    "card_serial, member_number, kind, state, key_version, starts, expires, replaces, replaced_by, changed_ms"
-)
+_COLUMNS = "card_serial, member_number, kind, state, key_version, starts, expires, replaces, replaced_by, changed_ms"
 
 
 def get(tx: Tx, enterprise_id: int, serial: bytes) -> Application:
@@ -433,9 +431,7 @@ def _plus_years(start: date, years: int) -> date:
         return start.replace(year=start.year + years, day=28)
 
 
-def _open(
-    office: Office, work: Work, serial: bytes, card: Transport, member: Member, replaces: bytes | None
-) -> int:
+def _open(office: Office, work: Work, serial: bytes, card: Transport, member: Member, replaces: bytes | None) -> int:
     """Register the chip, bind the member's number, open the slot, each unless it is done; returns the slot's number."""
     actor = office.platform_operator
     with office.platform.write() as tx:
@@ -471,9 +467,7 @@ def _bind(tx: Tx, serial: bytes, member: Member, replaces: bytes | None, actor: 
         chips.bind_number(tx, serial, member.phone_number, member.name, actor)
 
 
-def _personalise(
-    office: Office, work: Work, desk: Desk, serial: bytes, member: Member, new: NewCard
-) -> None:
+def _personalise(office: Office, work: Work, desk: Desk, serial: bytes, member: Member, new: NewCard) -> None:
     here, kept = work.result("card") or {}, (work.result("read") or {}).get("access")
     starts, expires = date.fromisoformat(here["starts"]), date.fromisoformat(here["expires"])
     plan = PersonalPlan(

@@ -278,9 +278,7 @@ class _Merger:
         return same
 
 
-def close_record(
-    tx: Tx, enterprise_id: int, record_id: str, outcome: Outcome, tac: bytes, reason: str = ""
-) -> None:
+def close_record(tx: Tx, enterprise_id: int, record_id: str, outcome: Outcome, tac: bytes, reason: str = "") -> None:
     """Close a record as its card itself told us; what its terminal will say later must be the same."""
     move = load_move(tx, enterprise_id, record_id)
     report = Report(0, "", move, outcome, tac, reason=reason)

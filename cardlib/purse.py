@@ -401,9 +401,7 @@ def _commit(card: Transport, journal: Journal, ref: int, command: Command, size:
     raise OutcomeUnknown(ref, f"the card's answer {answer.sw:04X} leaves it open: present the same card again")
 
 
-def _close(
-    journal: Journal, ref: int, move: Transaction, tac: bytes, check: Callable[[], None] | None
-) -> Receipt:
+def _close(journal: Journal, ref: int, move: Transaction, tac: bytes, check: Callable[[], None] | None) -> Receipt:
     """Journal a committed move with its proof, checked where it can be. Raises MacMismatch after journaling."""
     done = replace(move, tac=tac, outcome=Outcome.COMMITTED)
     try:

@@ -124,9 +124,7 @@ class Sam(Protocol):
     def verify_mac2(self, mac2: bytes) -> None:
         """Confirm the open purchase, once. Raises MacMismatch; Refused ``no_session`` when none is open."""
 
-    def refund_mac2(
-        self, init: LoadInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes
-    ) -> bytes:
+    def refund_mac2(self, init: LoadInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes) -> bytes:
         """MAC2 of a load that undoes the last confirmed purchase (keys.md REFUND). Raises MacMismatch for MAC1."""
 
 
@@ -258,9 +256,7 @@ class CardSam:
                 raise Refused("no_session", "the SAM has no open purchase to check this proof against") from e
             raise
 
-    def refund_mac2(
-        self, init: LoadInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes
-    ) -> bytes:
+    def refund_mac2(self, init: LoadInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes) -> bytes:
         """See :class:`Sam`. 8074 REFUND (keys.md)."""
         data = init.encode() + amount_fen.to_bytes(4, "big") + bytes([kind]) + when + factor
         try:

@@ -110,8 +110,10 @@ class Replay:
         """Answer the next recorded command. An empty recorded answer is a lost card."""
         expected, answer = self._left.pop() if self._left else (b"", b"")
         if command != expected:
-            raise Conflict(f"replay: command {command[:4].hex().upper()} where the recording has "
-                           f"{expected[:4].hex().upper() or 'nothing more'}")
+            raise Conflict(
+                f"replay: command {command[:4].hex().upper()} where the recording has "
+                f"{expected[:4].hex().upper() or 'nothing more'}"
+            )
         if not answer:
             raise CardRemoved("the recorded card was lost here")
         return answer

@@ -177,9 +177,7 @@ class Card:
         return snapshot.seal(body)
 
     @classmethod
-    def restore(
-        cls, image: bytes, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False
-    ) -> Self:
+    def restore(cls, image: bytes, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False) -> Self:
         """The card of a snapshot, freshly reset. Raises FormatError for anything that is not one of this kind."""
         body = snapshot.unseal(image)
         with snapshot.reading():

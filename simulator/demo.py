@@ -81,8 +81,12 @@ def _lunch(story: Story, company: Company, staff: list[str], tills: list[Till]) 
         receipt, taps = company.pay(till, member, PRICE_FEN, f"lunch-{number}", 40 if number == TORN else 0)
         paid += receipt.amount_fen
         if number == TORN:
-            story.fact("torn_taps", taps, f"member {member}: card pulled away in the middle of the payment; presented "
-                       f"again, charged once ({yuan(receipt.amount_fen)} in {taps} taps)")
+            story.fact(
+                "torn_taps",
+                taps,
+                f"member {member}: card pulled away in the middle of the payment; presented "
+                f"again, charged once ({yuan(receipt.amount_fen)} in {taps} taps)",
+            )
         if number == UNDONE:
             back = till.pos.undo_last(company.card(member)).amount_fen
             paid -= back

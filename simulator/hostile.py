@@ -60,7 +60,6 @@ class Hostile(ABC):
     def lie(self, command: bytes, data: bytes) -> bytes:
         """The data to answer instead of ``data``."""
 
-
     def tempted(self) -> bool:
         """Whether to lie this time."""
         return self.random.random() < self.rate

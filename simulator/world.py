@@ -242,9 +242,7 @@ class Company:
         journal = Journal(path.with_suffix(".db"), ENTERPRISE, terminal, serial, self.now_ms)
         root = self.system.signer.public
         lists = TerminalLists(path.with_suffix(".list"), ENTERPRISE, root, journal)
-        config = TerminalConfig(
-            1, Kind.POS, ENTERPRISE, journal.path, path, root, rules=rules or Rules(ENTERPRISE)
-        )
+        config = TerminalConfig(1, Kind.POS, ENTERPRISE, journal.path, path, root, rules=rules or Rules(ENTERPRISE))
         pos = Pos(config, journal, lists, _OneSam(CardSam(sam)), self.now_ms, self.random.randbytes, MemoryScreen())
         till = Till(pos, sam, lists, journal)
         self.tills.append(till)

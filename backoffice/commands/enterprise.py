@@ -48,9 +48,7 @@ def register(
         session.emit({"enterprise": number, "name": name, "dry_run": True}, f"would register enterprise {number}")
         return
     secret = session.secret("administrator secret", administrator_secret_file, new=True)
-    made = office.open_enterprise(
-        number, name, utc_offset_minutes, Credential.make(secret, office.random_bytes)
-    )
+    made = office.open_enterprise(number, name, utc_offset_minutes, Credential.make(secret, office.random_bytes))
     session.emit(_row(made), f"Enterprise {number} {made.name} is registered; its administrator is admin.")
 
 

@@ -29,9 +29,7 @@ def command() -> None:
 @click.option("--kind", type=click.Choice(KINDS), required=True)
 @click.option("--sam", type=Hex(8), help="Serial of the SAM in it.")
 @permitted(Permission.TERMINAL_MANAGE)
-def register(
-    session: Session, office: Installation, terminal: bytes, name: str, kind: str, sam: bytes | None
-) -> None:
+def register(session: Session, office: Installation, terminal: bytes, name: str, kind: str, sam: bytes | None) -> None:
     """Register TERMINAL (6 bytes, hexadecimal) under NAME, and the SAM in it."""
     number = office.enterprise_id
 

@@ -59,9 +59,7 @@ def recharge(session: Session, office: Installation, amount: int, account: str, 
     request_id = session.request_id or None
 
     def act(desk: Office, chip: Transport, serial: bytes) -> Result:
-        return wallet.recharge(
-            desk, office.operator, chip, serial, amount, account=account, request_id=request_id
-        )
+        return wallet.recharge(desk, office.operator, chip, serial, amount, account=account, request_id=request_id)
 
     _at_reader(session, office, card, act)
 

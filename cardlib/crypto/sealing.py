@@ -41,8 +41,9 @@ def argon2id(passphrase: bytes, salt: bytes, params: Argon2Params) -> bytes:
     params.check()
     if len(salt) < 16:
         raise ConfigError("Argon2id: a salt has at least 16 bytes")
-    kdf = Argon2id(salt=salt, length=32, iterations=params.iterations, lanes=params.lanes,
-                   memory_cost=params.memory_kib)
+    kdf = Argon2id(
+        salt=salt, length=32, iterations=params.iterations, lanes=params.lanes, memory_cost=params.memory_kib
+    )
     return kdf.derive(passphrase)
 
 

@@ -153,7 +153,6 @@ def _only(card: Card, key_type: int) -> KeyRecord | None:
     return None
 
 
-
 def unblock_pin(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | None) -> bytes:
     """PIN UNBLOCK of 3A/P1 under key 37: sets the PIN and gives its tries back."""
     if cla != 0x84:

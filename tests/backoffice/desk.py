@@ -114,9 +114,7 @@ class World:
     def new_office(self) -> Office:
         """As a fresh process would have it."""
         initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
-        return Office(
-            self.platform, self.db, ENTERPRISE, self.store, self.clock, self.random_bytes, OPERATOR, initial
-        )
+        return Office(self.platform, self.db, ENTERPRISE, self.store, self.clock, self.random_bytes, OPERATOR, initial)
 
     def clock(self) -> int:
         self.now += 1000

@@ -99,9 +99,7 @@ def test_issue_and_money(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert deaths > 5
     serial = bytes.fromhex(cards.issue(world.office, ADMIN, number, world.new(), request_id="i")["card"])
-    survive(
-        world, guillotine, [card], lambda: wallet.recharge(world.office, ADMIN, card, serial, 500, request_id="r")
-    )
+    survive(world, guillotine, [card], lambda: wallet.recharge(world.office, ADMIN, card, serial, 500, request_id="r"))
     survive(world, guillotine, [card], lambda: wallet.refund(world.office, ADMIN, card, serial, 20, request_id="f"))
     assert world.on_card(card)[Purse.MAIN] == world.purse(serial) == 480
     card.reset()
@@ -130,9 +128,7 @@ def test_reissue(world: World, monkeypatch: pytest.MonkeyPatch, present: bool) -
 
     def work() -> None:
         chip = old if present else None
-        outcomes.append(
-            cards.reissue(world.office, ADMIN, old_serial, world.new(new), old_card=chip, request_id="r")
-        )
+        outcomes.append(cards.reissue(world.office, ADMIN, old_serial, world.new(new), old_card=chip, request_id="r"))
 
     assert survive(world, guillotine, [old, new], work) > 12
     serial = bytes.fromhex(outcomes[-1]["card"])

@@ -130,8 +130,18 @@ def test_public_ansi_anchor() -> None:
 
 def test_every_public_operation_is_tested() -> None:
     """A public vector of a new operation can't slip by untested."""
-    known = {"mac_des", "mac_alg3", "session_online", "session_offline", "des_enc", "sm4_enc", "sm_encrypt_LD",
-             "diversify", "tac_key", "x99_zero_pad"}
+    known = {
+        "mac_des",
+        "mac_alg3",
+        "session_online",
+        "session_offline",
+        "des_enc",
+        "sm4_enc",
+        "sm_encrypt_LD",
+        "diversify",
+        "tac_key",
+        "x99_zero_pad",
+    }
     assert {v["op"] for v in pboc()["public_vectors"]} == known
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import cardlib.profile as cp
 from cardlib.errors import ConfigError, FormatError, NotFound
+from cardlib.fields import Record
 
 
 @given(
@@ -68,8 +69,13 @@ def test_file_table() -> None:
 def test_record_sizes_fit_their_files() -> None:
     """Each record layout has the size that its file is created with."""
     profile = cp.load_profile()
-    for name, record in {"public": cp.PublicInfo, "holder": cp.Holder, "access": cp.AccessRights,
-                         "identity": cp.CardIdentity}.items():
+    layouts: dict[str, type[Record]] = {
+        "public": cp.PublicInfo,
+        "holder": cp.Holder,
+        "access": cp.AccessRights,
+        "identity": cp.CardIdentity,
+    }
+    for name, record in layouts.items():
         assert int.from_bytes(profile.file(name).create[1:3], "big") == record.size()
     assert profile.file("log").create[2] == cp.LogRecord.size() == 23
     assert profile.file("punches").create[2] == cp.Punch.size() == 16
@@ -82,9 +88,15 @@ def test_wrong_profiles_are_refused() -> None:
     """A profile with a missing part, a bad number or broken TOML is refused with the reason."""
     text = (Path(cp.__file__).parent / "profiles" / "oc1.toml").read_text(encoding="utf-8")
     assert cp.parse_profile(text) == cp.load_profile()
-    for broken in (text.replace("[adf]", "[adf"), text.replace("purpose = 0x01", "purpose = 0x77"),
-                   text.replace("slots = 8", ""), text.replace('"F0F008FF"', '"F0F008F"'),
-                   text.replace('level = "mf"', 'level = "xx"'), text.replace("files = [", "files = 3 #[", 1), ""):
+    for broken in (
+        text.replace("[adf]", "[adf"),
+        text.replace("purpose = 0x01", "purpose = 0x77"),
+        text.replace("slots = 8", ""),
+        text.replace('"F0F008FF"', '"F0F008F"'),
+        text.replace('level = "mf"', 'level = "xx"'),
+        text.replace("files = [", "files = 3 #[", 1),
+        "",
+    ):
         with pytest.raises(ConfigError):
             cp.parse_profile(broken)
     with pytest.raises(ConfigError):

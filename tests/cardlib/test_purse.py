@@ -226,9 +226,7 @@ def test_other_cards_are_refused_with_their_reason() -> None:
     }
     for answer, reason in cases.items():
         with pytest.raises(Refused) as caught:
-            open_application(
-                Replay([(select, bytes.fromhex(answer))]), world.sam, ENTERPRISE, world.random.randbytes
-            )
+            open_application(Replay([(select, bytes.fromhex(answer))]), world.sam, ENTERPRISE, world.random.randbytes)
         assert caught.value.reason == reason
     with pytest.raises(StatusError):
         identify(Replay([(select, b"\x6f\x00")]), ENTERPRISE)

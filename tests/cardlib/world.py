@@ -104,9 +104,7 @@ class KeyHost:
             raise Refused("no_session", "nothing is open")
         done[1].verify(done[2].to_bytes(4, "big"), mac2, "MAC2")
 
-    def refund_mac2(
-        self, init: LoadInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes
-    ) -> bytes:
+    def refund_mac2(self, init: LoadInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes) -> bytes:
         return self._mac2(Purpose.REFUND, init, amount_fen, kind, self._info.terminal, when, factor)
 
     def load_mac2(

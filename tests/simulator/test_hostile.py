@@ -21,9 +21,7 @@ def differing_bits(a: bytes, b: bytes) -> int:
     return (int.from_bytes(a, "big") ^ int.from_bytes(b, "big")).bit_count()
 
 
-@pytest.mark.parametrize(
-    ("lie", "part"), [(Lie.MAC2, slice(4, 8)), (Lie.TAC, slice(0, 4))], ids=["mac2", "tac"]
-)
+@pytest.mark.parametrize(("lie", "part"), [(Lie.MAC2, slice(4, 8)), (Lie.TAC, slice(0, 4))], ids=["mac2", "tac"])
 def test_one_bit_of_one_proof(lie: Lie, part: slice) -> None:
     """Exactly one bit of MAC2 or TAC is wrong in the debit's answer and again in the later proof."""
     honest = at_home().debit(1, 2, 5, PURCHASE)
