@@ -72,7 +72,7 @@ def follow(start: Position, moves: Iterable[Move], seen: Position | None = None)
             used.add(place)
             (sure if move.sure else maybe).append(move)
     lanes = [sorted((m for m in sure + maybe if m.online is online), key=lambda m: m.seq) for online in (False, True)]
-    taken, position = _walk(start, lanes[0], lanes[1], said)
+    taken, position = _walk(start, lanes[0], lanes[1], seen)
     certain = lanes[0][: taken[0]] + lanes[1][: taken[1]]
     rest = [m for m in lanes[0][taken[0] :] + lanes[1][taken[1] :] if m.sure]
     tops = [max([said[o], *(m.seq + 1 for m in rest if m.online is bool(o))]) for o in (0, 1)]
@@ -95,12 +95,13 @@ def follow(start: Position, moves: Iterable[Move], seen: Position | None = None)
 
 
 def _walk(
-    start: Position, offline: Sequence[Move], online: Sequence[Move], said: tuple[int, int]
+    start: Position, offline: Sequence[Move], online: Sequence[Move], seen: Position | None
 ) -> tuple[tuple[int, int], Position]:
     """Longest interleaving whose counters are contiguous and whose balances follow; ends on something sure.
 
     After k records the state is known by how many of them were offline and by which classes end in an
-    unknown outcome that nothing has confirmed yet, so the search is over small sets.
+    unknown outcome that nothing has confirmed yet, so the search is over small sets. What the card said confirms
+    an unknown end only when counters and balance are exactly those: a counter alone may have been used by another.
     """
     lanes, first = (offline, online), (start.offline_seq, start.online_seq)
     sums = (_sums(offline), _sums(online))
@@ -111,7 +112,7 @@ def _walk(
         for i, open_ in states:
             at = (i, taken - i)
             balance = start.balance_fen + sums[0][at[0]] + sums[1][at[1]]
-            if all(not open_[n] or said[n] >= first[n] + at[n] for n in (0, 1)):
+            if not any(open_) or seen == Position(balance, first[0] + at[0], first[1] + at[1]):
                 best = at
             for n in (0, 1):
                 if at[n] < len(lanes[n]) and lanes[n][at[n]][2:4] == (first[n] + at[n], balance):

@@ -109,7 +109,8 @@ def make_sam(sam: Transport, plan: SamPlan, store: KeyStore, journal: StepJourna
         )
     select(sam, MF)
     begun = card_serial_of(PsamIdentity.decode(read_binary(sam, IDENTITY)).serial) == plan.serial
-    if initial_holds(sam, plan.job, plan.initial, control.cryptogram if begun else None, journal):
+    job, ours = (f"card {plan.serial.hex()}", control.cryptogram) if begun else (plan.job, None)
+    if initial_holds(sam, job, plan.initial, ours, journal):
         _write_who(sam, plan)
         journal.done(plan.job, "who it is")
         _write_own_keys(sam, plan, control, store)

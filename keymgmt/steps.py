@@ -115,8 +115,11 @@ def require_card(card: Transport, serial: bytes) -> CardIdentity:
     return identity
 
 
-def authenticates(card: Transport, kid: int, cryptogram: Callable[[bytes], bytes]) -> bool:
-    """Try one EXTERNAL AUTHENTICATE; False when the key is another. Raises CryptoError when it is locked."""
+def attempt(card: Transport, kid: int, cryptogram: Callable[[bytes], bytes]) -> int | None:
+    """One EXTERNAL AUTHENTICATE: None when the card accepts, else the tries it leaves (15: not counted).
+
+    Raises CryptoError when the key is locked.
+    """
     try:
         external_authenticate(card, kid, cryptogram(get_challenge(card, 8)))
     except StatusError as e:
@@ -125,8 +128,13 @@ def authenticates(card: Transport, kid: int, cryptogram: Callable[[bytes], bytes
             raise
         if left == 0:
             raise CryptoError("the card's key is locked: this card can't be used any more, return it") from e
-        return False
-    return True
+        return left
+    return None
+
+
+def authenticates(card: Transport, kid: int, cryptogram: Callable[[bytes], bytes]) -> bool:
+    """Whether the card accepts one EXTERNAL AUTHENTICATE. Raises CryptoError when the key is locked."""
+    return attempt(card, kid, cryptogram) is None
 
 
 def initial_holds(
@@ -134,27 +142,28 @@ def initial_holds(
 ) -> bool:
     """Authenticate with 39/00: our key first where the card says that it may have it, then the vendor's, once.
 
-    True when the vendor's key still holds. Raises CryptoError when neither does; this job never tries the
-    vendor's key again (keys.md, Washing, step 2). Where our key was refused before, the vendor's comes first: a
-    card that counts gives three tries, and a success gives them all back.
+    True when the vendor's key still holds. Raises CryptoError when neither does. ``job`` names this very card: its
+    counter must not be run down, so a key that was refused is not tried again (keys.md, Washing).
     """
     kcv = initial.kcv.hex().upper()
-    refused = f"initial key {kcv} refused"
+    refused, neither, accepted = f"initial key {kcv} refused", "neither key accepted", "initial key accepted"
     known = journal.steps(job)
-    ours_last = OURS_REFUSED in known
-    if ours and not ours_last and authenticates(card, 0, ours):
+    ends = [step for step in known if step in (neither, accepted)]
+    ours_refused = ends[-1:] == [neither]
+    if ours and not ours_refused and authenticates(card, 0, ours):
         return False
-    if ours and not ours_last:
-        journal.done(job, OURS_REFUSED)
+    left = 0
     if refused not in known:
-        if authenticates(card, 0, initial.cryptogram):
+        left = attempt(card, 0, initial.cryptogram) or 0
+        if not left:
+            journal.done(job, accepted)
             return True
         journal.done(job, refused)
-    if ours and ours_last and authenticates(card, 0, ours):
-        return False
+        journal.done(job, neither)
+    tried = f"it was tried once, the card allows {left} more" if left else "it was tried once and is not tried again"
     raise CryptoError(
-        f"the initial key with check value {kcv} is not this card's: it was tried once and this job does not try it "
-        "again. Look up the card's batch and start a new job with that batch's key"
+        f"the initial key with check value {kcv} is not this card's: {tried}. Look up the card's batch and wash it with "
+        "that batch's key"
     )
 
 

@@ -70,7 +70,8 @@ def wash(card: Transport, plan: WashPlan, store: KeyStore, journal: StepJournal)
         raise ConfigError(
             f"the card's MF works with {plan.initial.algorithm.name}, our keys are {control.algorithm.name}"
         )
-    if initial_holds(card, plan.job, plan.initial, control.cryptogram if found == begun else None, journal):
+    job, ours = (f"card {plan.serial.hex()}", control.cryptogram) if found == begun else (plan.job, None)
+    if initial_holds(card, job, plan.initial, ours, journal):
         _replace_keys(card, plan, control, line, begun, journal)
     _prove_control(card, control)
     journal.done(plan.job, "control key proven")

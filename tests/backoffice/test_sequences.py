@@ -99,3 +99,13 @@ def test_one_number_twice_is_told() -> None:
     first, second = Move("a", False, 0, 50, -10, 1), Move("b", False, 0, 50, -20, 2)
     assert follow(Position(50), [first, second]).reused == ["b"]
     assert follow(Position(40, 1), [second]).reused == ["b"]
+
+
+def test_a_counter_alone_confirms_nothing() -> None:
+    """The card moved on, but its balance says that another move used the number: an unknown outcome stays open."""
+    unknown = Move("u", False, 1, 7000, -3000, 10, sure=False)
+    start = Position(7000, 1, 2)
+    other = follow(start, [unknown], Position(6500, 2, 2))
+    assert (other.done, other.position, other.missing_offline, other.outstanding_fen) == ([], start, [1], -500)
+    assert follow(start, [unknown], Position(4000, 2, 2)).done == ["u"]
+    assert follow(start, [unknown], Position(4000, 3, 2)).done == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import gc
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -136,6 +137,7 @@ def cut_everywhere(
         act(card)
         check(rig, card)
     rig.steps._jobs.clear()
+    rig.steps._jobs.clear()
     card = prepare(rig)
     assert not cut(card, total + 1, lambda: act(card))
 
@@ -185,13 +187,16 @@ def test_cut_again_and_again(tmp_path: Path, seed: int) -> None:
 
 def authentications(card: Card, act: Callable[[], object]) -> int:
     """EXTERNAL AUTHENTICATE commands an act sends."""
-    sent = []
+    sent: list[bytes] = []
     inner = card.transceive
-    card.transceive = lambda command: (sent.append(command), inner(command))[1]  # type: ignore[method-assign,func-returns-value]
-    try:
-        act()
-    finally:
-        del card.transceive
+
+    def watched(command: bytes) -> bytes:
+        sent.append(command)
+        return inner(command)
+
+    card.transceive = watched  # type: ignore[method-assign]
+    act()
+    card.transceive = inner  # type: ignore[method-assign]
     return sum(command[1] == 0x82 for command in sent)
 
 
@@ -229,7 +234,8 @@ def test_wrong_key_in_the_middle(tmp_path: Path) -> None:
             wash(card, replace(rig.wash_plan, initial=WRONG), rig.store, rig.steps)
 
     assert authentications(card, refused) == 2
-    wash(card, rig.wash_plan, rig.store, rig.steps)
+    assert authentications(card, refused) == 0
+    wash(card, replace(rig.wash_plan, job="another job"), rig.store, rig.steps)
     assert_washed(rig, card)
 
 
