@@ -1,0 +1,193 @@
+"""Each command names its permission, and refuses whoever lacks it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import cli
+from backoffice import operators
+from backoffice.database import PLATFORM, Database
+from backoffice.installation import Installation
+from backoffice.operators import PERMISSIONS, Credential, Permission, Role
+from console import Session
+from simulator.world import QUICK
+
+SECRET = "a secret for every role"
+ENTERPRISE = 5
+SERIAL, TERMINAL = "0201000000000785", "310000000101"
+
+ARGUMENTS: dict[str, list[str]] = {
+    "enterprise register": ["Name"],
+    "enterprise state": ["suspended"],
+    "enterprise subscribe": ["payment"],
+    "enterprise set": ["service_fee_fen=1"],
+    "operator add": ["x", "--role", "auditor"],
+    "operator secret": ["x"],
+    "operator role": ["x", "auditor"],
+    "operator disable": ["x"],
+    "db backup": ["copy"],
+    "member import": ["file"],
+    "member add": ["M1", "Name"],
+    "member change": ["M1"],
+    "member leave": ["M1"],
+    "member export": ["file.csv"],
+    "card issue": ["M1"],
+    "card issue-batch": ["b1", "--pin-sheet", "pins"],
+    "card show": [SERIAL],
+    "card lose": [SERIAL],
+    "card unlock": [SERIAL],
+    "card confirm": [SERIAL],
+    "card reissue": [SERIAL],
+    "card cancel": [SERIAL],
+    "wallet recharge": ["1"],
+    "wallet subsidy": ["1"],
+    "wallet refund": ["1"],
+    "wallet undo": ["id"],
+    "wallet balance": [SERIAL],
+    "wallet statement": [SERIAL],
+    "terminal register": [TERMINAL, "till", "--kind", "pos"],
+    "terminal retire": [TERMINAL],
+    "sam personalize": [TERMINAL, "--kind", "pos"],
+    "sam report-lost": [SERIAL],
+    "blacklist add": [SERIAL],
+    "blacklist remove": [SERIAL],
+    "blacklist export": ["file"],
+    "key make": ["card", "2"],
+    "key state": ["card", "2", "active"],
+    "settle collect": ["file"],
+    "settle close-day": ["2026-01-01"],
+    "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "x"],
+    "settle approve": ["e"],
+    "settle propose": ["e", "--from", "bank", "--to", "refunds", "--amount-fen", "1", "--note", "n"],
+}
+"""What a command needs to be understood; those not named here need nothing."""
+
+OPEN = {
+    "init": "there is no operator yet",
+    "doctor": "looks at the machine, not into the databases",
+    "demo": "works on an installation of its own, which it throws away",
+    "sim card": "simulated hardware",
+    "sim sam": "simulated hardware",
+    "sim make": "simulated hardware",
+    "apdu send": "whoever holds a card and a reader can do this",
+    "apdu atr": "whoever holds a card and a reader can do this",
+    "terminal pay": "the till's own: its SAM is its authority",
+    "terminal undo": "the till's own",
+    "terminal shift": "the till's own",
+    "terminal take-list": "the till's own: lists are signed",
+    "terminal export": "the till's own",
+    "terminal acknowledge": "the till's own",
+    "terminal status": "the till's own",
+}
+
+
+def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every verb of the whole tree with its path."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from leaves(inner, f"{path} {name}".strip())
+    else:
+        yield path, command
+
+
+COMMANDS = dict(leaves(cli.root))
+GUARDED: dict[str, Permission] = {
+    path: c.callback.permission
+    for path, c in COMMANDS.items()
+    if hasattr(c.callback, "permission")
+}
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A platform and an enterprise with an operator of each role, named like the role."""
+    folder: Path = tmp_path_factory.mktemp("office") / "office"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "COST", QUICK)
+        credential = Credential.make(SECRET, bytes, QUICK)
+        made = Installation(folder, lambda _: SECRET, operator="platform")
+        patch.setattr(Credential, "make", lambda *_: credential)
+        made.create(SECRET, SECRET, QUICK)
+        made.close()
+        with Installation(folder, lambda _: SECRET, operator="platform", enterprise_id=ENTERPRISE, platform=True) as p:
+            p.open_enterprise(ENTERPRISE, "Example", 480, credential)
+        with Database(folder / f"enterprise-{ENTERPRISE}.sqlite", "enterprise") as db, db.write() as tx:
+            admin = operators.get(tx, ENTERPRISE, "admin")
+            for role in (Role.ADMINISTRATOR, Role.ISSUER, Role.FINANCE, Role.AUDITOR):
+                operators.add(tx, admin, ENTERPRISE, role.value, role, credential)
+        with Database(folder / "platform.sqlite", "platform") as db, db.write() as tx:
+            platform = operators.get(tx, PLATFORM, "platform")
+            assert platform.role is Role.PLATFORM
+    return folder
+
+
+def outcome(folder: Path, role: Role, path: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
+    """Run a command as the operator of a role; returns exit code and the error."""
+    session = Session(db=folder, enterprise=ENTERPRISE, operator=role.value, json=True, no_input=True)
+    code = cli.run([*path.split(), *ARGUMENTS.get(path, [])], session)
+    err = capsys.readouterr().err
+    return code, json.loads(err.splitlines()[-1]) if err else {}
+
+
+def dump(folder: Path) -> list[str]:
+    """Everything in both databases but what a proven log-in itself touches."""
+    lines = []
+    for name, role in (("platform.sqlite", "platform"), (f"enterprise-{ENTERPRISE}.sqlite", "enterprise")):
+        with Database(folder / name, role) as db, db.read() as tx:  # type: ignore[arg-type]  # two literals
+            for (table,) in tx.all("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"):
+                lines += [f"{table} {tuple(row)}" for row in tx.all(f'SELECT * FROM "{table}"')]
+    return lines
+
+
+def test_every_command_names_its_permission_or_a_reason() -> None:
+    """A new command can't slip in without a permission, and the tables here name no command that is gone."""
+    assert set(COMMANDS) == set(GUARDED) | set(OPEN)
+    assert set(ARGUMENTS) <= set(GUARDED)
+    assert set(GUARDED.values()) <= set(Permission)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_who_lacks_the_permission_is_refused(
+    role: Role, installation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command that a role may not run ends with exit 1 and the permission, and changes nothing."""
+    folder = tmp_path / "office"
+    shutil.copytree(installation, folder)
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET + "\n")
+    monkeypatch.setenv("ONECARD_OPERATOR_SECRET_FILE", str(secret))
+    before = dump(folder)
+    lacking = [path for path, permission in GUARDED.items() if permission not in PERMISSIONS[role]]
+    assert lacking
+    for path in lacking:
+        code, error = outcome(folder, role, path, capsys)
+        assert (code, error.get("reason")) in ((1, "permission"), (1, "operator")), f"{role} {path}: {code} {error}"
+    assert dump(folder) == before
+
+
+def test_who_has_it_gets_past_the_door(
+    installation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An auditor lists, an administrator adds: the same door lets in who may."""
+    folder = tmp_path / "office"
+    shutil.copytree(installation, folder)
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    monkeypatch.setenv("ONECARD_OPERATOR_SECRET_FILE", str(tmp_path / "secret"))
+    for role, path in (
+        (Role.AUDITOR, "member list"),
+        (Role.ADMINISTRATOR, "member add"),
+        (Role.FINANCE, "settle gaps"),
+        (Role.ISSUER, "card list"),
+        (Role.PLATFORM, "enterprise list"),
+    ):
+        assert outcome(folder, role, path, capsys) == (0, {}), path
