@@ -101,11 +101,15 @@ def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.
 
 
 COMMANDS = dict(leaves(cli.root))
-GUARDED: dict[str, Permission] = {
-    path: c.callback.permission
-    for path, c in COMMANDS.items()
-    if hasattr(c.callback, "permission")
-}
+
+
+def permission_of(command: click.Command) -> Permission | None:
+    """The permission that a command asks for, None when it asks for none."""
+    found: Permission | None = vars(command.callback).get("permission")
+    return found
+
+
+GUARDED = {path: permission for path, c in COMMANDS.items() if (permission := permission_of(c)) is not None}
 
 
 @pytest.fixture(scope="module")
