@@ -162,8 +162,8 @@ def initial_holds(
         journal.done(job, neither)
     tried = f"it was tried once, the card allows {left} more" if left else "it was tried once and is not tried again"
     raise CryptoError(
-        f"the initial key with check value {kcv} is not this card's: {tried}. Look up the card's batch and wash it with "
-        "that batch's key"
+        f"the initial key with check value {kcv} is not this card's: {tried}. Look up the card's batch and wash it "
+        "with that batch's key"
     )
 
 

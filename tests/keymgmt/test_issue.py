@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import gc
 import time
 import tracemalloc
 from collections.abc import Callable
