@@ -6,7 +6,6 @@ Everything random comes from a seed and every clock from one counter, so that a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -38,13 +37,13 @@ from cardlib.crypto.sealing import Argon2Params
 from cardlib.errors import OneCardError, OutcomeUnknown, TransportError
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import CardKind, Purse
-from cardlib.sam import CardSam, Sam
+from cardlib.sam import CardSam
 from keymgmt.handle import KeyHandle
 from keymgmt.samload import SamKind, SamPlan, make_sam
 from keymgmt.steps import MemorySteps
 from simulator.card import Card
 from simulator.files import Df, PurseFile
-from simulator.rig import EXPIRY, START, TRANSPORT_KEY
+from simulator.rig import EXPIRY, START, TRANSPORT_KEY, OneSam
 from simulator.sam import SamCard
 from terminals.config import Kind, TerminalConfig
 from terminals.journal import Journal
@@ -67,17 +66,6 @@ QUICK = Argon2Params(memory_kib=64, iterations=1, lanes=1)
 PIN = "123456"
 PATIENCE = 5
 """How often a holder presents a torn card again."""
-
-
-@dataclass
-class _OneSam:
-    """A till's source of its one SAM."""
-
-    sam: Sam
-
-    def lease(self) -> AbstractContextManager[Sam]:
-        """The SAM, for one tap."""
-        return nullcontext(self.sam)
 
 
 @dataclass
@@ -243,7 +231,7 @@ class Company:
         root = self.system.signer.public
         lists = TerminalLists(path.with_suffix(".list"), ENTERPRISE, root, journal)
         config = TerminalConfig(1, Kind.POS, ENTERPRISE, journal.path, path, root, rules=rules or Rules(ENTERPRISE))
-        pos = Pos(config, journal, lists, _OneSam(CardSam(sam)), self.now_ms, self.random.randbytes, MemoryScreen())
+        pos = Pos(config, journal, lists, OneSam(CardSam(sam)), self.now_ms, self.random.randbytes, MemoryScreen())
         till = Till(pos, sam, lists, journal)
         self.tills.append(till)
         self.send_list(till)
@@ -259,7 +247,7 @@ class Company:
         till.sam.reset()
         root = self.system.signer.public
         till.lists = TerminalLists(old.path.with_suffix(".list"), ENTERPRISE, root, till.journal)
-        sams = _OneSam(CardSam(till.sam))
+        sams = OneSam(CardSam(till.sam))
         config, screen = till.pos.config, MemoryScreen()
         till.pos = Pos(config, till.journal, till.lists, sams, self.now_ms, self.random.randbytes, screen)
         assert till.journal.shift == shift

@@ -322,12 +322,10 @@ def test_sealing() -> None:
 
 
 def test_argon2id_vector() -> None:
-    """Argon2id agrees with the reference implementation, and refuses parameters that would eat the machine."""
-    from argon2.low_level import Type, hash_secret_raw  # noqa: PLC0415  # an independent peer
-
+    """Argon2id gives what the reference implementation (argon2-cffi 25.1) gave, and refuses to eat the machine."""
     params = Argon2Params(memory_kib=256, iterations=2, lanes=2)
-    peer = hash_secret_raw(b"passphrase", b"s" * 16, 2, 256, 2, 32, Type.ID)
-    assert argon2id(b"passphrase", b"s" * 16, params) == peer
+    expected = bytes.fromhex("e90e6e1a1288527a2f5e91125f8daad90893d9caadb9d5c768da6e3fd19d7881")
+    assert argon2id(b"passphrase", b"s" * 16, params) == expected
     for bad in (Argon2Params(1 << 21, 1, 1), Argon2Params(64, 0, 1), Argon2Params(64, 65, 1), Argon2Params(8, 1, 4)):
         with pytest.raises(ConfigError):
             argon2id(b"p", b"s" * 16, bad)
