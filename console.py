@@ -117,7 +117,7 @@ class Session:
         return self.enterprise
 
     def open_card(self, name: str | None = None) -> Transport:
-        """Open a reader by its name (``sim:``, ``pcsc:``, ``serial:``), traced when asked; closed at the end."""
+        """Open a reader by its name (``sim:``, ``pcsc:``), traced when asked; closed at the end."""
         name = name or self.reader
         scheme, _, rest = name.partition(":")
         opener = self.openers.get(scheme)
@@ -262,7 +262,7 @@ def global_options() -> list[click.Option]:
     return [
         _global("--db", type=path, help="Directory of databases and keys. [default: onecard-data]"),
         _global("--enterprise", type=click.IntRange(1, 0xFFFFFFFF), help="Enterprise number."),
-        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, serial:PORT."),
+        _global("--reader", help="Card reader: sim:IMAGE or pcsc:NAME."),
         _global("--operator", help="Who acts. [default: admin]"),
         _global("--json", is_flag=True, default=None, help="Print data as JSON."),
         _global("--quiet", is_flag=True, default=None, help="Print data and errors only."),
