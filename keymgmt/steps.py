@@ -30,6 +30,9 @@ from cardlib.transport import Transport
 from keymgmt.handle import KeyHandle
 
 ADD = 0x01
+OURS_TRIED = "our key tried"
+NOT_COUNTED = 15
+"""Tries that a key with error counter FF answers (card.md §6.4)."""
 OURS_REFUSED = "our key refused"
 Payload = Callable[[bytes, bytes], bytes]
 """``payload(header, challenge)``: E || MAC of WRITE KEY."""
@@ -143,23 +146,25 @@ def initial_holds(
     """Authenticate with 39/00: our key first where the card says that it may have it, then the vendor's, once.
 
     True when the vendor's key still holds. Raises CryptoError when neither does. ``job`` names this very card: its
-    counter must not be run down, so a key that was refused is not tried again (keys.md, Washing).
+    counter must not be run down, so a key that was refused is not tried again (keys.md, Washing). After our key's
+    first try the vendor's comes first: right, it gives all tries back; against ours it costs none.
     """
     kcv = initial.kcv.hex().upper()
-    refused, neither, accepted = f"initial key {kcv} refused", "neither key accepted", "initial key accepted"
-    known = journal.steps(job)
-    ends = [step for step in known if step in (neither, accepted)]
-    ours_refused = ends[-1:] == [neither]
-    if ours and not ours_refused and authenticates(card, 0, ours):
-        return False
+    refused, known = f"initial key {kcv} refused", journal.steps(job)
+    tried_ours = OURS_TRIED in known
+    if ours and not tried_ours:
+        journal.done(job, OURS_TRIED)  # before: tears here must not cost the vendor's key one try each
+        if authenticates(card, 0, ours):
+            return False
     left = 0
     if refused not in known:
         left = attempt(card, 0, initial.cryptogram) or 0
         if not left:
-            journal.done(job, accepted)
             return True
+        # Our key is in place when an earlier run got that far: only it is not counted, so this costs nothing.
+        if ours and tried_ours and left == NOT_COUNTED and authenticates(card, 0, ours):
+            return False
         journal.done(job, refused)
-        journal.done(job, neither)
     tried = f"it was tried once, the card allows {left} more" if left else "it was tried once and is not tried again"
     raise CryptoError(
         f"the initial key with check value {kcv} is not this card's: {tried}. Look up the card's batch and wash it "

@@ -136,7 +136,6 @@ def cut_everywhere(
         act(card)
         check(rig, card)
     rig.steps._jobs.clear()
-    rig.steps._jobs.clear()
     card = prepare(rig)
     assert not cut(card, total + 1, lambda: act(card))
 
@@ -218,15 +217,8 @@ def test_wrong_initial_key_is_tried_once(tmp_path: Path) -> None:
 def test_wrong_key_in_the_middle(tmp_path: Path) -> None:
     """A card torn before its control key was replaced: ours and a wrong initial key are tried once each."""
     rig = Rig(tmp_path)
-    total = count_steps(card := rig.card(), lambda: wash(card, rig.wash_plan, rig.store, rig.steps))
-    for at in range(total, 0, -1):
-        card = rig.card()
-        cut(card, at, lambda: wash(card, rig.wash_plan, rig.store, rig.steps))  # noqa: B023
-        begun = read_identity(card)
-        if begun and begun.serial == SERIAL and not same(held(card, 0x39, 0), rig.expected(Purpose.CARD_CONTROL)):
-            break
-    else:
-        pytest.fail("no cut left the card between identity and control key")
+    card = begun_card(rig)
+    rig.steps._jobs.clear()
 
     def refused() -> None:
         with pytest.raises(CryptoError, match="tried once"):
@@ -236,6 +228,30 @@ def test_wrong_key_in_the_middle(tmp_path: Path) -> None:
     assert authentications(card, refused) == 0
     wash(card, replace(rig.wash_plan, job="another job"), rig.store, rig.steps)
     assert_washed(rig, card)
+
+
+def begun_card(rig: Rig) -> Card:
+    """A card torn behind its identity, its vendor's key still in place."""
+    total = count_steps(card := rig.card(), lambda: wash(card, rig.wash_plan, rig.store, rig.steps))
+    for at in range(total, 0, -1):
+        card = rig.card()
+        cut(card, at, lambda: wash(card, rig.wash_plan, rig.store, rig.steps))  # noqa: B023
+        begun = read_identity(card)
+        if begun and begun.serial == SERIAL and not same(held(card, 0x39, 0), rig.expected(Purpose.CARD_CONTROL)):
+            return card
+    pytest.fail("no cut left the card between identity and control key")
+
+
+def test_tears_do_not_lock_a_begun_card(tmp_path: Path) -> None:
+    """Torn at the same early step over and over, a half-washed card keeps its tries and is finished."""
+    rig = Rig(tmp_path)
+    for at in range(1, 12):
+        card = begun_card(rig)
+        rig.steps._jobs.clear()
+        for _ in range(5):
+            cut(card, at, lambda: wash(card, rig.wash_plan, rig.store, rig.steps))  # noqa: B023
+        wash(card, rig.wash_plan, rig.store, rig.steps)
+        assert_washed(rig, card)
 
 
 def test_locked_card(tmp_path: Path) -> None:
