@@ -78,8 +78,12 @@ class PcscWorld:
             [_tool("unshare"), *own, "-n", "-m", "sh", "-ec", HOLD], stdin=PIPE, stdout=PIPE, text=True
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == "ready\n", "no network or mount namespace: are you root?"
-        self.start_daemon()
+        try:
+            assert self._holder.stdout.readline() == "ready\n", "no network or mount namespace: are you root?"
+            self.start_daemon()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
