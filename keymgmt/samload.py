@@ -115,7 +115,11 @@ def make_sam(sam: Transport, plan: SamPlan, store: KeyStore, journal: StepJourna
         journal.done(plan.job, "who it is")
         _write_own_keys(sam, plan, control, store)
         journal.done(plan.job, "control key")
-    load_keys(sam, plan.serial, plan.enterprise_id, HOLDS[plan.kind], plan.versions, store, plan.control_version)
+    select(sam, MF)
+    _login(sam, plan.serial, control)
+    if plan.pin:  # before the keys, and anew when an interrupted run left another
+        put_key(sam, PIN_HEADER[0], 0, _sealed(control, PIN_HEADER + plan.pin.ljust(8, b"\xff")))
+    _load(sam, plan.enterprise_id, HOLDS[plan.kind], plan.versions, store, control)
     issuer = issuer_id(plan.enterprise_id)
     select(sam, SAM_DF)  # the MF's state outlives this: the host stays authenticated
     update_binary(sam, APPLICATION, PsamApplication(1, issuer, issuer, plan.start, plan.expiry).encode())
@@ -138,8 +142,23 @@ def load_keys(
     """
     control = store.handle(KeyRef(Purpose.SAM_CONTROL, control_version, enterprise_id), serial)
     select(sam, MF)
+    _login(sam, serial, control)
+    _load(sam, enterprise_id, purposes, versions, store, control)
+
+
+def _login(sam: Transport, serial: bytes, control: KeyHandle) -> None:
     if not authenticates(sam, 0, control.cryptogram):
         raise CryptoError(f"SAM {serial.hex().upper()} does not accept our control key: look up who made it")
+
+
+def _load(
+    sam: Transport,
+    enterprise_id: int,
+    purposes: Iterable[Purpose],
+    versions: Iterable[int],
+    store: KeyStore,
+    control: KeyHandle,
+) -> None:
     versions = tuple(versions)
     for purpose in purposes:
         for version in versions:
@@ -164,13 +183,10 @@ def _own_key(plan: SamPlan, store: KeyStore) -> KeyHandle:
 
 
 def _write_own_keys(sam: Transport, plan: SamPlan, control: KeyHandle, store: KeyStore) -> None:
-    """30/00 and the terminal's PIN, the control key last; all under the vendor's key."""
+    """30/00, then the control key; both under the vendor's key."""
     profile, own = load_profile(), _own_key(plan, store)
     spec = profile.key(Purpose.CARD)
     put_key(sam, spec.key_type, 0, _payload(plan.initial, own, spec.header(plan.versions[-1], own.algorithm)))
-    if plan.pin:
-        record = PIN_HEADER + plan.pin.ljust(8, b"\xff")
-        put_key(sam, PIN_HEADER[0], 0, _sealed(plan.initial, record))
     spec = profile.key(Purpose.CONTROL)
     write_key_sealed(sam, spec.key_type, 0, _payload(plan.initial, control, spec.header(1, control.algorithm)))
 

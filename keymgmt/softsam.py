@@ -287,7 +287,9 @@ def _decode(state: bytes) -> tuple[int, tuple[_Confirmed, ...]]:
         return 1, ()
     try:
         next_seq, legs = cbor2.loads(state)
-        return int(next_seq), tuple(_Confirmed(leg[0], TransactionType(leg[1]), leg[2], leg[3]) for leg in legs)
+        if not 0 <= next_seq <= LAST_SEQ + 1:
+            raise FormatError("the SAM's memory is damaged: its counter is out of range, make a new SAM")
+        return next_seq, tuple(_Confirmed(leg[0], TransactionType(leg[1]), leg[2], leg[3]) for leg in legs)
     except (cbor2.CBORError, ValueError, TypeError, IndexError) as e:
         raise FormatError("the SAM's memory is damaged: its counter is lost, make a new SAM") from e
 
