@@ -165,6 +165,11 @@ def test_lock_has_hashes_and_no_address(name: str) -> None:
     assert "://" not in text
 
 
+def test_compiled_package_is_locked_apart() -> None:
+    """A machine without a compiler can install the main lock file: pyscard is in the other one only."""
+    assert "pyscard" not in (ROOT / LOCKS[0]).read_text()
+
+
 def test_locks_hold_every_dependency() -> None:
     """What pyproject.toml asks for is in one of the lock files."""
     project = PYPROJECT["project"]
