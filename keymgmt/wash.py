@@ -37,9 +37,9 @@ class WashPlan:
 
     def lines(self) -> list[str]:
         """The plan for people to read before it is carried out (dry run)."""
-        known = any(self.serial)
+        serial, known = self.serial.hex().upper(), any(self.serial)
         return [
-            f"card {self.serial.hex().upper()}, a {check_serial(self.serial).name}" if known else "give it a new serial",
+            f"card {serial}, a {check_serial(self.serial).name}" if known else "give the card a new serial",
             f"prove the initial key with check value {self.initial.kcv.hex().upper()}, once",
             f"write the line protection key 36/00, version {self.key_version}",
             "write the card's identity as not washed yet",

@@ -122,7 +122,7 @@ class Office:
 
     def everything(self) -> list[str]:
         """Databases by content, all other files by digest."""
-        files = [p for p in self.folder.rglob("*") if p.is_file() and ".sqlite" not in p.name and p.name != "secrets"]
+        files = [p for p in self.folder.rglob("*") if p.is_file() and ".sqlite" not in p.name]
         return dump(self.db) + [f"{p} {sha256(p.read_bytes()).hexdigest()}" for p in sorted(files)]
 
 
@@ -638,6 +638,51 @@ def test_torn_payment(office: Office) -> None:
     office("settle", "run")
     held = office("wallet", "balance", office.serials[HOLDER])
     assert held["main_fen"] + held["subsidy_fen"] == taken
+
+
+def test_torn_issue(office: Office) -> None:
+    """A card pulled away while it is issued, wherever, is issued by the same command; the member has that one card."""
+    people = [row["member_number"] for row in office("member", "list", "--department", SMALL)]
+    seen = set()
+    for member, step in zip(people, (10, 60, 150, 300), strict=True):
+        office.vendor(member)
+        args = ["card", "issue", member, "--platform-operator", "admin"]
+        office.cut_at = step
+        code, _, err = office.run(*args, reader=f"sim:{office.path(member)}.img")
+        office.cut_at = 0
+        seen.add(code)
+        assert code in (5, 9), f"{step}: {code} {err}"
+        issued = office.at(member, *args)
+        assert issued["state"] == "active"
+        assert [row["card"] for row in office("card", "list") if row["member"] == member] == [issued["card"]]
+    assert office("card", "jobs") == []
+
+
+def test_trace_file(office: Office) -> None:
+    """--trace-file keeps what was said to the card; that no secret is in it, the suite's own watch sees."""
+    trace = Path(office.path("recharge.trace"))
+    office.at(HOLDER, "wallet", "recharge", "1", trace_file=trace)
+    assert len(trace.read_text(encoding="utf-8").splitlines()) > 10
+
+
+LOOKS = [
+    "enterprise list", "enterprise show", "operator list", "member list", "member sample", "card list", "card jobs",
+    "card show {card}", "wallet balance {card}", "wallet statement {card}", "wallet statement {card} --purse subsidy",
+    "terminal list", "sam list", "blacklist list", "blacklist key", "settle findings", "settle gaps",
+    "settle reconcile", "settle verify", "audit list", "audit verify", "db status", "db verify",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_looking_changes_nothing(look: str, office: Office) -> None:
+    """Whoever only looks gets JSON and words, and leaves databases and files as they were."""
+    office("card", "lose", office.serials[HOLDER])
+    before = office.everything()
+    args = look.format(card=office.serials[HOLDER]).split()
+    office(*args)
+    code, out, err = office.run(*args, json=False)
+    assert (code, bool(out), err) == (0, True, "")
+    assert office.everything() == before
 
 
 def test_words_for_people(office: Office) -> None:
