@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from cardlib.errors import ConfigError, FormatError, Refused
+from cardlib.errors import ConfigError, Conflict, FormatError, Refused
 from cardlib.money import parse_yuan
 from cardlib.transport import Recorder, Transport
 
@@ -92,6 +92,11 @@ class Session:
         if given != word:
             raise Refused("not_confirmed", f"{consequence} Nothing was done: confirm with --confirm {word}")
 
+    def refuse_dry_run(self, why: str) -> None:
+        """Where trying out is not possible, ``--dry-run`` must not be taken for it. Raises ConfigError."""
+        if self.dry_run:
+            raise ConfigError(f"{why}: leave --dry-run out")
+
     def secret(self, name: str, file: Path | None = None, *, new: bool = False) -> str:
         """Get a secret: from ``file``, ``ONECARD_<NAME>_FILE``, or a prompt; ``-`` as file is stdin.
 
@@ -141,11 +146,38 @@ class Session:
             self._open.pop().close()
 
 
+def require_new(path: Path) -> None:
+    """Raise Conflict when there is a file: nothing is written over."""
+    if path.exists():
+        raise Conflict(f"{path} exists: give a new name")
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a new file, whole or not at all. Raises Conflict when it exists, ConfigError when it can't be written."""
+    require_new(path)
+    try:
+        with path.open("xb") as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as e:
+        raise ConfigError(f"{path} can't be written: {e.strerror}") from e
+
+
 def _read_secret(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").split("\n", 1)[0]
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"secret file {path}: {e.__class__.__name__}: can't be read") from e
+
+
+def plain(data: Any) -> Any:  # noqa: ANN401  # any JSON value
+    """The same with nothing but what JSON has: what ``--json`` prints of it, read again."""
+    return json.loads(json.dumps(data, default=_jsonable))
 
 
 def _jsonable(value: Any) -> Any:  # noqa: ANN401

@@ -16,7 +16,7 @@ from typing import Self
 
 from backoffice import audit, enterprises, operators
 from backoffice.audit import Event
-from backoffice.database import PLATFORM, Database, DatabaseRole
+from backoffice.database import PLATFORM, Database, DatabaseRole, Tx
 from backoffice.enterprises import Enterprise
 from backoffice.operators import Credential, Operator, Permission, Role
 from backoffice.station import Office
@@ -178,9 +178,8 @@ class Installation:
 
         Raises Conflict when there is one already. An interrupted one is finished by calling again.
         """
+        self.require_none()
         path = self.folder / PLATFORM_FILE
-        if path.exists() and (self.folder / KEY_FILE).exists():
-            raise Conflict(f"{self.folder} holds an installation already: nothing was changed")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         credential = Credential.make(operator_secret, self.random_bytes)
         if len(key_passphrase) < 8:
@@ -196,6 +195,11 @@ class Installation:
                 store.create(ref, Algorithm.TDES, self._operator_name)
                 store.set_state(ref, KeyState.ACTIVE, self._operator_name)
 
+    def require_none(self) -> None:
+        """Raise Conflict when there is an installation here already; an interrupted one is none."""
+        if (self.folder / PLATFORM_FILE).exists() and (self.folder / KEY_FILE).exists():
+            raise Conflict(f"{self.folder} holds an installation already: nothing was changed")
+
     def open_enterprise(
         self, enterprise_id: int, name: str, utc_offset_min: int, administrator: Credential
     ) -> Enterprise:
@@ -204,19 +208,28 @@ class Installation:
         The database comes first, so that a registered enterprise always has one. Raises Refused, Conflict.
         """
         self.require(Permission.ENTERPRISE_MANAGE)
-        file = f"enterprise-{enterprise_id}.sqlite"
         with self.platform.write() as tx:
-            made = enterprises.register(tx, self.operator, enterprise_id, name, file, utc_offset_min)
-            db = Database(self.folder / file, "enterprise", migrate=True, now_ms=self.clock)
+            made = self.register(tx, enterprise_id, name, utc_offset_min)
+            db = Database(self.folder / made.database, "enterprise", migrate=True, now_ms=self.clock)
             with db, db.write() as inner:
                 if not operators.accounts(inner, enterprise_id):
                     operators.add_first(inner, enterprise_id, "admin", Role.ADMINISTRATOR, administrator)
         return made
 
+    def register(self, tx: Tx, enterprise_id: int, name: str, utc_offset_min: int) -> Enterprise:
+        """Write an enterprise into the platform's database. Raises Refused, FormatError, Conflict."""
+        file = f"enterprise-{enterprise_id}.sqlite"
+        return enterprises.register(tx, self.operator, enterprise_id, name, file, utc_offset_min)
+
+    @property
+    def signer_file(self) -> Path:
+        """Where the key that signs this enterprise's lists is kept."""
+        return self.folder / f"lists-{self.enterprise_id}.key"
+
     @cached_property
     def signer(self) -> SigningKey:
         """The key that signs this enterprise's lists; made and sealed under the key passphrase at its first use."""
-        path = self.folder / f"lists-{self.enterprise_id}.key"
+        path = self.signer_file
         aad = SIGNER_MAGIC + self.enterprise_id.to_bytes(4, "big")
         passphrase = self.secret("key passphrase").encode()
         self.keys.list()  # a wrong passphrase is told before a key is sealed under it

@@ -54,6 +54,26 @@ def once(
     return outcome
 
 
+def around(
+    db: Database,
+    enterprise_id: int,
+    request_id: str | None,
+    command: str,
+    arguments: Mapping[str, Any],
+    action: Callable[[], Outcome],
+) -> Outcome:
+    """The same for an act on files, keys or a card, which no transaction holds: its outcome is kept after it.
+
+    Killed in between, a repeat runs it again, and it finds out itself what is there. An error is no outcome here.
+    """
+    if request_id is None:
+        return action()
+    with db.read() as tx:
+        known = recall(tx, enterprise_id, request_id, command, digest_of(arguments))
+    outcome = {} if known else action()
+    return once(db, enterprise_id, request_id, command, arguments, lambda _: outcome)
+
+
 def digest_of(arguments: Mapping[str, Any]) -> bytes:
     """SHA-256 of arguments as canonical JSON."""
     return sha256(json.dumps(arguments, sort_keys=True, separators=(",", ":")).encode()).digest()

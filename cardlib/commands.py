@@ -25,6 +25,7 @@ def send_command(session: Session, commands: tuple[bytes, ...], any_status: bool
 
     Stops at the first status word that is not 9000. Do not write secrets on a command line.
     """
+    session.refuse_dry_run("a command is sent or not")
     parsed = [Command.decode(raw) for raw in commands]
     card = session.open_card()
     for command_apdu in parsed:

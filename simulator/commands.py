@@ -68,6 +68,7 @@ def _serving(kind: type[Card], name: str) -> None:
     def serve(  # one parameter an option
         session: Session, vpcd_port: int, host: str, file: Path | None, random_hex: bytes, transport_key: bytes | None
     ) -> None:
+        session.refuse_dry_run("a card is in the slot or not")
         _serve(session, _made(kind, file, random_hex, transport_key), host, vpcd_port)
 
     serve.help = f"Put a simulated {name} into a slot of the virtual reader; without image or key it is blank."

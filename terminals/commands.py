@@ -74,6 +74,7 @@ def _open_sam(session: Session, reader: str) -> CardSam:
 
 
 def _open_pos(session: Session, file: Path, reader: str) -> Pos:
+    session.refuse_dry_run("a till and its SAM can't be tried out")
     settings = config.load(file)
     if settings.kind is not config.Kind.POS:
         raise ConfigError(f"{file} describes a {settings.kind.value} terminal, not a POS")
@@ -100,8 +101,6 @@ def _told(session: Session, receipt: Receipt, sale: str) -> None:
 
 def _present(session: Session, act: Callable[[Transport], Receipt], sale: str) -> None:
     """One presentation of the card; an unknown outcome says how to find out."""
-    if session.dry_run:
-        raise ConfigError("a payment can't be tried out: --dry-run is for the back office")
     try:
         receipt = act(session.open_card())
     except OutcomeUnknown as e:

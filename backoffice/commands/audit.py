@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
 from backoffice import audit
 from backoffice.audit import Head
-from backoffice.commands.base import permitted
-from backoffice.database import PLATFORM, Database
+from backoffice.commands.base import act, permitted
+from backoffice.database import PLATFORM, Database, Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
 from console import Noun, Session
@@ -27,7 +28,7 @@ def _database(office: Installation) -> Database:
 @command.command("list")
 @click.option("--subject", default="", help="Only of one thing, like card:0201000000000785.")
 @click.option("--after", default="", help="Only after this event id.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many.")
 @permitted(Permission.AUDIT_SHOW)
 def list_command(session: Session, office: Installation, subject: str, after: str, limit: int) -> None:
     """List events, oldest first."""
@@ -52,9 +53,12 @@ def list_command(session: Session, office: Installation, subject: str, after: st
 @permitted(Permission.AUDIT_SHOW)
 def seal(session: Session, office: Installation) -> None:
     """Number and hash all events since the last seal; keep the head that is printed somewhere else."""
-    with _database(office).write() as tx:
-        head = audit.seal(tx, office.scope)
-    session.emit({"head": head.encode()}, head.encode())
+
+    def action(tx: Tx) -> dict[str, Any]:
+        return {"head": audit.seal(tx, office.scope).encode()}
+
+    outcome = act(session, _database(office), office.scope, "audit seal", {}, action)
+    session.emit(outcome, outcome["head"])
 
 
 @command.command()

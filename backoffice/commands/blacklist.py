@@ -10,13 +10,14 @@ import click
 
 from backoffice import audit, blacklists
 from backoffice.audit import Event
-from backoffice.commands.base import act, permitted
+from backoffice.commands.base import act, act_outside, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
 from cardlib.blacklist import ListReason
-from cardlib.errors import Conflict
-from console import Hex, Noun, Session
+from cardlib.crypto.signing import SigningKey
+from cardlib.errors import ConfigError
+from console import Hex, Noun, Session, require_new, write_new
 
 CARD = Hex(8)
 REASONS = [reason.name.lower() for reason in ListReason]
@@ -29,7 +30,7 @@ def command() -> None:
 
 @command.command()
 @click.argument("card", type=CARD)
-@click.option("--reason", type=click.Choice(REASONS), default="fraud", show_default=True)
+@click.option("--reason", type=click.Choice(REASONS), default="fraud", show_default=True, help="Why it is listed.")
 @permitted(Permission.BLACKLIST_CHANGE)
 def add(session: Session, office: Installation, card: bytes, reason: str) -> None:
     """Stage CARD (its serial) for the next version. A lost card is better reported by `onecard card lose`."""
@@ -94,24 +95,34 @@ def build(session: Session, office: Installation) -> None:
 @permitted(Permission.BLACKLIST_EXPORT)
 def export(session: Session, office: Installation, target: Path, have: int) -> None:
     """Write the signed file that brings a terminal with version --have up to date to TARGET."""
-    if target.exists():
-        raise Conflict(f"{target} exists: give a new name")
-    signer = office.signer
-    with office.database.read() as tx:
-        made = blacklists.export(tx, office.operator, office.enterprise_id, signer, have)
-    if not session.dry_run:
-        target.write_bytes(made.raw)
-        with office.database.write() as tx:
-            subject = f"blacklist:{made.version}"
-            audit.record(tx, office.enterprise_id, Event.BLACKLIST_EXPORTED, office.operator.name, subject)
-    kind = made.kind.name.lower()
-    data = {"file": target, "kind": kind, "version": made.version, "bytes": len(made.raw)}
-    session.emit(data, f"{target}: {kind} of version {made.version}, {len(made.raw)} bytes")
+    number = office.enterprise_id
+
+    def action() -> dict[str, Any]:
+        require_new(target)
+        with office.database.read() as tx:
+            made = blacklists.export(tx, office.operator, number, _signer(session, office), have)
+        if not session.dry_run:
+            write_new(target, made.raw)
+            with office.database.write() as tx:
+                subject = f"blacklist:{made.version}"
+                audit.record(tx, number, Event.BLACKLIST_EXPORTED, office.operator.name, subject)
+        return {"file": target, "kind": made.kind.name.lower(), "version": made.version, "bytes": len(made.raw)}
+
+    arguments = {"target": str(target), "have": have}
+    data = act_outside(session, office.database, number, "blacklist export", arguments, action)
+    session.emit(data, f"{target}: {data['kind']} of version {data['version']}, {data['bytes']} bytes")
+
+
+def _signer(session: Session, office: Installation) -> SigningKey:
+    """The signing key, which is made at its first use: a dry run is none."""
+    if session.dry_run and not office.signer_file.exists():
+        raise ConfigError("the lists' signing key would be made now: leave --dry-run out")
+    return office.signer
 
 
 @command.command()
 @permitted(Permission.BLACKLIST_EXPORT)
 def key(session: Session, office: Installation) -> None:
     """Show the public key that terminals check lists with (list_root_key in their configuration)."""
-    public = office.signer.public
+    public = _signer(session, office).public
     session.emit({"list_root_key": public}, public.hex())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import click
 
 from backoffice import cards, chips, jobs, members
 from backoffice.cards import NewCard, State
-from backoffice.commands.base import changing, permitted
+from backoffice.commands.base import act_outside, changing, open_card, permitted
 from backoffice.database import PLATFORM
 from backoffice.installation import Installation
 from backoffice.jobs import Result
-from backoffice.operators import Permission, require
+from backoffice.operators import Permission
 from backoffice.station import Office
-from cardlib.errors import CheckFailed, ConfigError, OutcomeUnknown, Refused
+from cardlib.errors import CheckFailed, ConfigError, Conflict, OutcomeUnknown, Refused
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import CardKind
 from console import Hex, Noun, Session
@@ -27,8 +27,11 @@ from keymgmt.steps import FileSteps, read_identity
 from keymgmt.wash import WashPlan, wash
 
 CARD = Hex(8)
+NO_DRY_RUN = "what a card does can't be tried out"
 KINDS = {"cpu-card": CardKind.CPU_CARD, "rfid-sim": CardKind.RFID_SIM}
-kind_option = click.option("--kind", type=click.Choice(list(KINDS)), default="cpu-card", show_default=True)
+kind_option = click.option(
+    "--kind", type=click.Choice(list(KINDS)), default="cpu-card", show_default=True, help="Of a card without serial."
+)
 posted_option = click.option("--posted", is_flag=True, help="Sent by post: inactive until receipt is confirmed.")
 platform_option = click.option(
     "--platform-operator", help="Washes and opens the slot too, where platform and enterprise are one organisation."
@@ -50,8 +53,6 @@ def _desk(office: Installation, platform_operator: str | None) -> Office:
 
 def _done(session: Session, act: Callable[[], Result]) -> None:
     """Run a flow with a card in the reader; a torn one says how to go on."""
-    if session.dry_run:
-        raise ConfigError("what a card does can't be tried out: leave --dry-run out")
     try:
         outcome = act()
     except OutcomeUnknown as e:
@@ -66,7 +67,7 @@ def _new_pin(session: Session) -> bytes:
 
 @command.command("wash")
 @kind_option
-@click.option("--key-version", type=click.IntRange(1, 255), default=1, show_default=True)
+@click.option("--key-version", type=click.IntRange(1, 255), default=1, show_default=True, help="Key set.")
 @permitted(Permission.CARD_WASH, platform=True)
 def wash_command(session: Session, office: Installation, kind: str, key_version: int) -> None:
     """Replace the vendor's keys of the card in --reader by the platform's, and give it its serial.
@@ -74,23 +75,27 @@ def wash_command(session: Session, office: Installation, kind: str, key_version:
     Asks for the vendor's transport key (hexadecimal). A wrong one is tried once. --dry-run shows the plan.
     """
     initial = office.initial_key()
-    card = session.open_card()
-    identity = read_identity(card)
-    known = identity.serial if identity is not None and any(identity.serial) else None
     today = datetime.fromtimestamp(office.clock() / 1000, UTC).date()
-    if session.dry_run:
-        plan = WashPlan("dry run", known or bytes(8), 1, today, key_version, initial)
-        lines = plan.lines() if known else ["give the card a new serial", *plan.lines()[1:]]
-        session.emit({"plan": lines, "dry_run": True}, lines)
-        return
-    with office.platform.write() as tx:
-        serial = known or chips.next_serial(tx, KINDS[kind])
-    plan = WashPlan(serial.hex(), serial, 1, today, key_version, initial)
-    steps = session.keep(FileSteps(office.folder / "cards.steps"))
-    done = wash(card, plan, office.keys, steps)
-    with office.platform.write() as tx:
-        chips.register(tx, office.operator, serial, wash_version=done.wash_version)
-    session.emit({"card": serial, "kind": kind, "wash_version": done.wash_version})
+
+    def action() -> dict[str, Any]:
+        card = session.open_card()
+        identity = read_identity(card)
+        known = identity.serial if identity is not None and any(identity.serial) else None
+        if session.dry_run:
+            plan = WashPlan("dry run", known or bytes(8), 1, today, key_version, initial)
+            lines = plan.lines() if known else ["give the card a new serial", *plan.lines()[1:]]
+            return {"plan": lines, "dry_run": True}
+        with office.platform.write() as tx:
+            serial = known or chips.next_serial(tx, KINDS[kind])
+        plan = WashPlan(serial.hex(), serial, 1, today, key_version, initial)
+        steps = session.keep(FileSteps(office.folder / "cards.steps"))
+        done = wash(card, plan, office.keys, steps)
+        with office.platform.write() as tx:
+            chips.register(tx, office.operator, serial, wash_version=done.wash_version)
+        return {"card": serial, "kind": kind, "wash_version": done.wash_version}
+
+    arguments = {"kind": kind, "key_version": key_version}
+    session.emit(act_outside(session, office.platform, PLATFORM, "card wash", arguments, action))
 
 
 @command.command()
@@ -106,8 +111,9 @@ def issue(
 
     Torn, it goes on when the same command runs again with the same card.
     """
+    session.refuse_dry_run(NO_DRY_RUN)
     desk = _desk(office, platform_operator)
-    new = NewCard(session.open_card(), _new_pin(session), posted, KINDS[kind])
+    new = NewCard(open_card(session, office), _new_pin(session), posted, KINDS[kind])
     request_id = session.request_id or None
     _done(session, lambda: cards.issue(desk, office.operator, member_number, new, request_id=request_id))
 
@@ -196,7 +202,7 @@ def _pin_sheet(session: Session, path: Path) -> Callable[[str, str], None]:
 
 
 @command.command("list")
-@click.option("--state", type=click.Choice([one.value for one in State]))
+@click.option("--state", type=click.Choice([one.value for one in State]), help="Only cards in this state.")
 @permitted(Permission.CARD_SHOW)
 def list_command(session: Session, office: Installation, state: str | None) -> None:
     """List the enterprise's cards."""
@@ -232,12 +238,14 @@ def show(session: Session, office: Installation, card: bytes) -> None:
 
 
 def _change(
-    session: Session, office: Installation, card: bytes, permission: Permission, to: State, act: Callable[[], Result]
+    session: Session, office: Installation, card: bytes, since: Collection[State], to: State, act: Callable[[], Result]
 ) -> None:
-    """A flow without a card in the reader; a dry run only checks the change of state."""
+    """A flow without a card in the reader; a dry run only checks the change of state, from one of ``since``."""
     if session.dry_run:
-        require(office.operator, permission, office.enterprise_id)
         with changing(session, office.database) as tx:
+            now = cards.get(tx, office.enterprise_id, card).state
+            if now not in since:
+                raise Conflict(f"card {card.hex().upper()} is {now}, not {' or '.join(since)}")
             cards.transition(tx, office.enterprise_id, card, to, office.operator.name, "dry run")
         session.emit({"card": card, "state": to.value, "dry_run": True})
     else:
@@ -253,7 +261,7 @@ def lose(session: Session, office: Installation, card: bytes, reason: str) -> No
     rid = session.request_id or None
     desk = office.office()
     _change(
-        session, office, card, Permission.CARD_LOSE, State.LOST,
+        session, office, card, tuple(State), State.LOST,
         lambda: cards.lose(desk, office.operator, card, reason, request_id=rid),
     )  # fmt: skip
 
@@ -267,7 +275,7 @@ def unlock(session: Session, office: Installation, card: bytes, reason: str) -> 
     rid = session.request_id or None
     desk = office.office()
     _change(
-        session, office, card, Permission.CARD_UNLOCK, State.ACTIVE,
+        session, office, card, (State.LOST,), State.ACTIVE,
         lambda: cards.unlock(desk, office.operator, card, reason, request_id=rid),
     )  # fmt: skip
 
@@ -280,7 +288,7 @@ def confirm(session: Session, office: Installation, card: bytes) -> None:
     rid = session.request_id or None
     desk = office.office()
     _change(
-        session, office, card, Permission.CARD_ISSUE, State.ACTIVE,
+        session, office, card, (State.POSTED, State.ACTIVE), State.ACTIVE,
         lambda: cards.confirm_receipt(desk, office.operator, card, request_id=rid),
     )  # fmt: skip
 
@@ -298,10 +306,11 @@ def reissue(
     platform_operator: str | None, word: str | None,
 ) -> None:  # fmt: skip
     """Replace card OLD by the one in --reader, with its money. Asks for the holder's PIN."""
+    session.refuse_dry_run(NO_DRY_RUN)
     session.confirm("REISSUE", f"Card {old.hex().upper()} is ended for good.", word)
     desk = _desk(office, platform_operator)
-    new = NewCard(session.open_card(), _new_pin(session), posted, KINDS[kind])
-    present = session.open_card(old_reader) if old_reader else None
+    new = NewCard(open_card(session, office), _new_pin(session), posted, KINDS[kind])
+    present = open_card(session, office, old_reader) if old_reader else None
     request_id = session.request_id or None
     _done(session, lambda: cards.reissue(desk, office.operator, old, new, old_card=present, request_id=request_id))
 
@@ -314,8 +323,9 @@ def reissue(
 @permitted(Permission.CARD_CANCEL)
 def cancel(session: Session, office: Installation, card: bytes, present: bool, reason: str, word: str | None) -> None:
     """End CARD (its serial): balance settled, number freed, listed, subsystems told."""
+    session.refuse_dry_run(NO_DRY_RUN)
     session.confirm("CANCEL", f"Card {card.hex().upper()} is ended for good.", word)
-    chip = session.open_card() if present else None
+    chip = open_card(session, office) if present else None
     desk, request_id = office.office(), session.request_id or None
     _done(session, lambda: cards.cancel(desk, office.operator, card, reason, card=chip, request_id=request_id))
 

@@ -9,7 +9,7 @@ import click
 
 from backoffice import audit, ledger
 from backoffice.audit import Event
-from backoffice.commands.base import permitted
+from backoffice.commands.base import act_outside, permitted
 from backoffice.database import PLATFORM, Database
 from backoffice.installation import Installation
 from backoffice.operators import Permission
@@ -51,10 +51,14 @@ def backup(session: Session, office: Installation, target: Path) -> None:
     if session.dry_run:
         session.emit({"file": target, "dry_run": True})
         return
-    db.backup(target)
-    with db.write() as tx:
-        audit.record(tx, office.scope, Event.DATABASE, office.operator.name, "database:backup")
-    session.emit({"file": target, "bytes": target.stat().st_size})
+
+    def action() -> dict[str, Any]:
+        db.backup(target)
+        with db.write() as tx:
+            audit.record(tx, office.scope, Event.DATABASE, office.operator.name, "database:backup")
+        return {"file": target, "bytes": target.stat().st_size}
+
+    session.emit(act_outside(session, db, office.scope, "db backup", {"target": str(target)}, action))
 
 
 @command.command()

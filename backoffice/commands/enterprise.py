@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from backoffice import enterprises
-from backoffice.commands.base import act, permitted
+from backoffice.commands.base import act, act_outside, changing, permitted
 from backoffice.database import PLATFORM, Tx
 from backoffice.enterprises import Application, Enterprise, Setting, State
 from backoffice.installation import Installation
@@ -36,7 +36,7 @@ def _row(one: Enterprise) -> dict[str, Any]:
 
 @command.command()
 @click.argument("name")
-@click.option("--utc-offset-minutes", default=enterprises.CHINA_MINUTES, help="Local time; 480 is +08:00.")
+@click.option("--utc-offset-minutes", default=enterprises.CHINA_MINUTES, show_default=True, help="Local time.")
 @click.option("--administrator-secret-file", type=click.Path(path_type=Path), help="First line is the secret.")
 @permitted(Permission.ENTERPRISE_MANAGE, platform=True)
 def register(
@@ -45,11 +45,19 @@ def register(
     """Register the enterprise of --enterprise under NAME, with its database and its administrator "admin"."""
     number = session.need_enterprise()
     if session.dry_run:
-        session.emit({"enterprise": number, "name": name, "dry_run": True}, f"would register enterprise {number}")
+        with changing(session, office.platform) as tx:
+            row = _row(office.register(tx, number, name, utc_offset_minutes))
+        session.emit(row | {"dry_run": True})
         return
     secret = session.secret("administrator secret", administrator_secret_file, new=True)
-    made = office.open_enterprise(number, name, utc_offset_minutes, Credential.make(secret, office.random_bytes))
-    session.emit(_row(made), f"Enterprise {number} {made.name} is registered; its administrator is admin.")
+
+    def action() -> dict[str, Any]:
+        credential = Credential.make(secret, office.random_bytes)
+        return _row(office.open_enterprise(number, name, utc_offset_minutes, credential))
+
+    arguments = {"e": number, "name": name, "utc_offset_minutes": utc_offset_minutes}
+    row = act_outside(session, office.platform, PLATFORM, "enterprise register", arguments, action)
+    session.emit(row, f"Enterprise {number} {row['name']} is registered; its administrator is admin.")
 
 
 @command.command("list")

@@ -18,6 +18,7 @@ def command(session: Session) -> None:
     """
     office = open_installation(session)
     if session.dry_run:
+        office.require_none()
         session.emit({"directory": session.db, "dry_run": True}, f"would make an installation in {session.db}")
         return
     secret = session.secret("operator secret", new=True)

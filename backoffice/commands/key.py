@@ -9,14 +9,15 @@ import click
 
 from backoffice import audit
 from backoffice.audit import Event
-from backoffice.commands.base import permitted
+from backoffice.commands.base import act_outside, permitted
 from backoffice.database import PLATFORM
 from backoffice.installation import Installation
 from backoffice.operators import Permission
 from cardlib.crypto import Algorithm
+from cardlib.errors import Conflict
 from cardlib.profile import Purpose
 from console import Noun, Session
-from keymgmt.keys import KeyInfo, KeyRef, KeyState
+from keymgmt.keys import KeyInfo, KeyRef, KeyState, check_transition
 
 PURPOSES = [purpose.name.lower() for purpose in Purpose if purpose is not Purpose.PIN]
 ALGORITHMS = {"3des": Algorithm.TDES, "sm4": Algorithm.SM4}
@@ -50,18 +51,25 @@ def list_command(session: Session, office: Installation) -> None:
 @command.command()
 @click.argument("purpose", type=click.Choice(PURPOSES))
 @click.argument("version", type=click.IntRange(1, 255))
-@click.option("--algorithm", type=click.Choice(list(ALGORITHMS)), default="3des", show_default=True)
+@click.option("--algorithm", type=click.Choice(list(ALGORITHMS)), default="3des", show_default=True, help="Cipher.")
 @permitted(Permission.KEY_MANAGE, platform=True)
 def make(session: Session, office: Installation, purpose: str, version: int, algorithm: str) -> None:
     """Make root key PURPOSE, VERSION from random bytes; it is pending until it is made active."""
     ref = KeyRef(Purpose[purpose.upper()], version)
     ref.check()
     if session.dry_run:
+        if any(info.ref == ref for info in office.keys.list()):
+            raise Conflict(f"key {ref} exists already: give the next version")
         session.emit({"key": str(ref), "dry_run": True}, f"would make {ref}")
         return
-    info = office.keys.create(ref, ALGORITHMS[algorithm], office.operator.name)
-    _note(office, ref, "pending")
-    session.emit(_row(info))
+
+    def action() -> dict[str, Any]:
+        info = office.keys.create(ref, ALGORITHMS[algorithm], office.operator.name)
+        _note(office, ref, "pending")
+        return _row(info)
+
+    arguments = {"key": str(ref), "algorithm": algorithm}
+    session.emit(act_outside(session, office.platform, PLATFORM, "key make", arguments, action))
 
 
 @command.command()
@@ -74,13 +82,20 @@ def state(session: Session, office: Installation, purpose: str, version: int, st
     """Move root key PURPOSE, VERSION on: pending, active, retiring, destroyed."""
     ref = KeyRef(Purpose[purpose.upper()], version)
     if session.dry_run:
-        session.emit(_row(office.keys.info(ref)) | {"dry_run": True})
+        info = office.keys.info(ref)
+        check_transition(ref, info.state, KeyState(state))
+        session.emit(_row(info) | {"state": state, "dry_run": True})
         return
     if state == KeyState.DESTROYED:
         session.confirm("DESTROY", f"Key {ref} is destroyed for good: cards that have it only can't be used.", word)
-    info = office.keys.set_state(ref, KeyState(state), office.operator.name)
-    _note(office, ref, state)
-    session.emit(_row(info))
+
+    def action() -> dict[str, Any]:
+        info = office.keys.set_state(ref, KeyState(state), office.operator.name)
+        _note(office, ref, state)
+        return _row(info)
+
+    arguments = {"key": str(ref), "state": state}
+    session.emit(act_outside(session, office.platform, PLATFORM, "key state", arguments, action))
 
 
 def _note(office: Installation, ref: KeyRef, state: str) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 import click
 
 from backoffice import members
-from backoffice.commands.base import act, changing, permitted
+from backoffice.commands.base import act, act_outside, digest, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.members import Member
 from backoffice.operators import Permission
-from cardlib.errors import Conflict
-from console import Noun, Session, table
+from console import Noun, Session, plain, require_new, table, write_new
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -30,19 +29,29 @@ def command() -> None:
 @permitted(Permission.MEMBER_CHANGE)
 def import_command(session: Session, office: Installation, file: Path) -> None:
     """Add and update members from FILE (CSV or XLSX): all rows or none; every bad row is named."""
-    with changing(session, office.database) as tx:
-        report = members.import_file(tx, office.operator, office.enterprise_id, file, dry_run=session.dry_run)
-    data: dict[str, Any] = report._asdict() | {"faults": [fault._asdict() for fault in report.faults]}
-    counts = f"{report.rows} rows: {report.added} added, {report.changed} changed, {report.unchanged} unchanged"
-    session.emit(data, [*(table(data["faults"]) if report.faults else ()), counts])
-    report.check()
+    number = office.enterprise_id
+
+    def told(data: dict[str, Any]) -> None:
+        counts = "{rows} rows: {added} added, {changed} changed, {unchanged} unchanged".format_map(data)
+        session.emit(data, [*(table(data["faults"]) if data["faults"] else ()), counts])
+
+    def action(tx: Tx) -> dict[str, Any]:
+        report = members.import_file(tx, office.operator, number, file, dry_run=session.dry_run)
+        data: dict[str, Any] = plain(report._asdict() | {"faults": [fault._asdict() for fault in report.faults]})
+        if report.faults:
+            told(data)
+        report.check()
+        return data
+
+    arguments = {"file": digest(file)} if session.request_id else {}
+    told(act(session, office.database, number, "member import", arguments, action))
 
 
 @command.command()
 @click.argument("member_number")
 @click.argument("name")
 @click.option("--phone", default="", help="Phone number: at most one card is bound to it.")
-@click.option("--department", default="")
+@click.option("--department", default="", help="Where he works.")
 @permitted(Permission.MEMBER_CHANGE)
 def add(session: Session, office: Installation, member_number: str, name: str, phone: str, department: str) -> None:
     """Add member MEMBER_NUMBER called NAME."""
@@ -57,9 +66,9 @@ def add(session: Session, office: Installation, member_number: str, name: str, p
 
 @command.command()
 @click.argument("member_number")
-@click.option("--name")
-@click.option("--phone")
-@click.option("--department")
+@click.option("--name", help="Another name.")
+@click.option("--phone", help="Another phone number; empty for none.")
+@click.option("--department", help="Another department.")
 @permitted(Permission.MEMBER_CHANGE)
 def change(
     session: Session, office: Installation, member_number: str, name: str | None, phone: str | None,
@@ -115,13 +124,17 @@ def _all(tx: Tx, enterprise_id: int) -> Iterator[Member]:
 @permitted(Permission.MEMBER_SHOW)
 def export(session: Session, office: Installation, target: Path) -> None:
     """Write all members to TARGET (.csv or .xlsx), in the form that import reads."""
-    if target.exists():
-        raise Conflict(f"{target} exists: give a new name")
-    with office.database.read() as tx:
-        raw = members.export(tx, office.operator, office.enterprise_id, "xlsx" if target.suffix == ".xlsx" else "csv")
-    if not session.dry_run:
-        target.write_bytes(raw)
-    session.emit({"file": target, "bytes": len(raw)})
+    number = office.enterprise_id
+
+    def action() -> dict[str, Any]:
+        require_new(target)
+        with office.database.read() as tx:
+            raw = members.export(tx, office.operator, number, "xlsx" if target.suffix == ".xlsx" else "csv")
+        if not session.dry_run:
+            write_new(target, raw)
+        return {"file": target, "bytes": len(raw)}
+
+    session.emit(act_outside(session, office.database, number, "member export", {"target": str(target)}, action))
 
 
 @command.command()

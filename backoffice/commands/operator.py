@@ -28,7 +28,7 @@ def _database(office: Installation) -> Database:
 
 @command.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice([one.value for one in Role]), required=True)
+@click.option("--role", type=click.Choice([one.value for one in Role]), required=True, help="What he may do.")
 @secret_file
 @permitted(Permission.OPERATOR_MANAGE)
 def add(session: Session, office: Installation, name: str, role: str, new_secret_file: Path | None) -> None:

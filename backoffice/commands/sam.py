@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import click
 
-from backoffice import chips, registry
-from backoffice.commands.base import act, permitted
-from backoffice.database import Tx
+from backoffice import chips, registry, requests
+from backoffice.commands.base import act, act_outside, permitted
+from backoffice.database import PLATFORM, Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
 from cardlib.errors import ConfigError
@@ -43,29 +44,44 @@ def personalize(
     """
     initial = office.initial_key()
     pin = None if without_pin else _pin(session.secret("sam pin", new=True))
-    if serial is None:
-        if session.dry_run:
-            raise ConfigError("a dry run needs --serial: giving a serial can't be taken back")
-        with office.platform.write() as tx:
-            serial = chips.next_serial(tx, CardKind.SAM)
     today = datetime.fromtimestamp(office.clock() / 1000, UTC).date()
-    plan = SamPlan(
-        serial.hex(), serial, terminal, office.enterprise_id, SamKind(kind), (key_set,), initial, today,
-        today + timedelta(days=365 * YEARS), pin=pin,
-    )  # fmt: skip
-    plan.check()
+    asked = {"terminal": terminal.hex(), "kind": kind, "key_set": key_set, "serial": serial and serial.hex()}
+
+    def plan_of(serial: bytes) -> SamPlan:
+        plan = SamPlan(
+            serial.hex(), serial, terminal, office.enterprise_id, SamKind(kind), (key_set,), initial, today,
+            today + timedelta(days=365 * YEARS), pin=pin,
+        )  # fmt: skip
+        plan.check()
+        return plan
+
     if session.dry_run:
-        session.emit({"plan": plan.lines(), "dry_run": True}, plan.lines())
+        if serial is None:
+            raise ConfigError("a dry run needs --serial: giving a serial can't be taken back")
+        lines = plan_of(serial).lines()
+        session.emit({"plan": lines, "dry_run": True}, lines)
         return
-    session.note(f"making SAM {serial.hex().upper()}; if this is interrupted, go on with --serial {serial.hex()}")
-    steps = session.keep(FileSteps(office.folder / "sams.steps"))
-    keys = make_sam(session.open_card(), plan, office.keys, steps)
-    data: dict[str, Any] = {
-        "sam": serial,
-        "terminal": terminal,
-        "keys": [{"purpose": k.purpose, "version": k.version, "kcv": k.kcv} for k in keys],
-    }
-    session.emit(data, f"SAM {serial.hex().upper()} is ready for terminal {terminal.hex().upper()}: {len(keys)} keys")
+
+    def action() -> dict[str, Any]:
+        own = serial or _new_serial(session, office, asked)
+        session.note(f"making SAM {own.hex().upper()}; if this is interrupted, go on with --serial {own.hex()}")
+        steps = session.keep(FileSteps(office.folder / "sams.steps"))
+        keys = make_sam(session.open_card(), plan_of(own), office.keys, steps)
+        rows = [{"purpose": k.purpose, "version": k.version, "kcv": k.kcv} for k in keys]
+        return {"sam": own, "terminal": terminal, "keys": rows}
+
+    data = act_outside(session, office.platform, PLATFORM, "sam personalize", asked, action)
+    session.emit(data, f"SAM {data['sam']} is ready for terminal {data['terminal']}: {len(data['keys'])} keys")
+
+
+def _new_serial(session: Session, office: Installation, asked: dict[str, Any]) -> bytes:
+    """A serial never given before; the same request id goes on with the one that it was given."""
+
+    def action(tx: Tx) -> dict[str, Any]:
+        return {"serial": chips.next_serial(tx, CardKind.SAM).hex()}
+
+    own_id = f"serial:{sha256(session.request_id.encode()).hexdigest()[:40]}" if session.request_id else None
+    return bytes.fromhex(requests.once(office.platform, PLATFORM, own_id, "sam serial", asked, action)["serial"])
 
 
 def _pin(text: str) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import click
 
 from backoffice import audit, journals, ledger, operators, reconcile, settlement
-from backoffice.commands.base import act, changing, permitted
+from backoffice.commands.base import act, act_outside, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.operators import Operator, Permission
@@ -50,36 +51,43 @@ def collect(session: Session, office: Installation, files: tuple[Path, ...]) -> 
         parsed = [JournalFile.decode(raw) for raw in raws]
         session.emit([{"terminal": one.terminal, "entries": len(one.entries)} for one in parsed])
         return
-    rows = []
-    for path, raw in zip(files, session.progress(raws, len(raws), "journals"), strict=True):
-        got = journals.collect(office.database, office.enterprise_id, raw)
-        last = JournalFile.decode(raw)
-        rows.append(
-            {
-                "file": path,
-                "terminal": got.terminal,
-                "records": got.records,
-                "duplicates": got.duplicates,
-                "conflicts": len(got.conflicts),
-                "last_seq": last.first_seq + len(last.entries) - 1,
-            }
-        )
-    session.emit(rows)
+
+    def action() -> list[dict[str, Any]]:
+        rows = []
+        for path, raw in zip(files, session.progress(raws, len(raws), "journals"), strict=True):
+            got = journals.collect(office.database, office.enterprise_id, raw)
+            last = JournalFile.decode(raw)
+            rows.append(
+                {
+                    "file": path,
+                    "terminal": got.terminal,
+                    "records": got.records,
+                    "duplicates": got.duplicates,
+                    "conflicts": len(got.conflicts),
+                    "last_seq": last.first_seq + len(last.entries) - 1,
+                }
+            )
+        return rows
+
+    arguments = {"files": [sha256(raw).hexdigest() for raw in raws]}
+    session.emit(act_outside(session, office.database, office.enterprise_id, "settle collect", arguments, action))
 
 
 @command.command()
 @permitted(Permission.SETTLE_RUN)
 def run(session: Session, office: Installation) -> None:
     """Verify every TAC, post what is right, name what is not. Running it again changes nothing."""
-    if session.dry_run:
-        raise ConfigError("settling twice changes nothing: leave --dry-run out")
-    desk = office.office()
-    done = settlement.settle(office.database, office.enterprise_id, desk.host(), desk.offset_min)
-    with office.database.write() as tx:
-        ledger.seal(tx, office.enterprise_id)
-        audit.seal(tx, office.enterprise_id)
-    data = {"entries": done.entries} | {verdict.value: count for verdict, count in sorted(done.verdicts.items())}
-    session.emit(data)
+    session.refuse_dry_run("settling twice changes nothing")
+    number, desk = office.enterprise_id, office.office()
+
+    def action() -> dict[str, Any]:
+        done = settlement.settle(office.database, number, desk.host(), desk.offset_min)
+        with office.database.write() as tx:
+            ledger.seal(tx, number)
+            audit.seal(tx, number)
+        return {"entries": done.entries} | {verdict.value: count for verdict, count in sorted(done.verdicts.items())}
+
+    session.emit(act_outside(session, office.database, number, "settle run", {}, action))
 
 
 @command.command()
@@ -162,7 +170,7 @@ def close_day(session: Session, office: Installation, day: str, accept: tuple[st
 @command.command("accept-gap")
 @click.argument("card", type=Hex(8))
 @click.argument("purse", type=click.Choice([p.name.lower() for p in Purse]))
-@click.option("--reason", required=True)
+@click.option("--reason", required=True, help="Why, for the audit log.")
 @second_operator
 @permitted(Permission.LEDGER_CORRECT)
 def accept_gap(
@@ -170,10 +178,14 @@ def accept_gap(
 ) -> None:
     """Give up waiting for missing records of a purse: its books follow the card, the rest goes to differences."""
     second = _second(session, office, second_operator)
-    with changing(session, office.database) as tx:
-        which = Purse[purse.upper()]
-        fen = reconcile.accept_gap(tx, office.operator, second, office.enterprise_id, card, which, reason)
-    session.emit({"card": card, "purse": purse, "outstanding_fen": fen})
+    number = office.enterprise_id
+
+    def action(tx: Tx) -> dict[str, Any]:
+        fen = reconcile.accept_gap(tx, office.operator, second, number, card, Purse[purse.upper()], reason)
+        return {"card": card.hex().upper(), "purse": purse, "outstanding_fen": fen}
+
+    arguments = {"card": card.hex(), "purse": purse, "reason": reason, "second": second_operator}
+    session.emit(act(session, office.database, number, "settle accept-gap", arguments, action))
 
 
 @command.command()
@@ -194,7 +206,7 @@ def approve(session: Session, office: Installation, entry: str) -> None:
 @click.argument("entry")
 @click.option("--from", "giver", required=True, help="Account that gives.")
 @click.option("--to", "getter", required=True, help="Account that gets.")
-@click.option("--amount-fen", type=click.IntRange(1, 2**53), required=True)
+@click.option("--amount-fen", type=click.IntRange(1, 2**53), required=True, help="How much, in fen.")
 @click.option("--corrects", help="Entry that this puts right.")
 @click.option("--note", required=True, help="Why.")
 @permitted(Permission.LEDGER_CORRECT)

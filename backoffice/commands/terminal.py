@@ -26,7 +26,7 @@ def command() -> None:
 @command.command()
 @click.argument("terminal", type=TERMINAL)
 @click.argument("name")
-@click.option("--kind", type=click.Choice(KINDS), required=True)
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it is for.")
 @click.option("--sam", type=Hex(8), help="Serial of the SAM in it.")
 @permitted(Permission.TERMINAL_MANAGE)
 def register(session: Session, office: Installation, terminal: bytes, name: str, kind: str, sam: bytes | None) -> None:

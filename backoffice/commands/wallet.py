@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from backoffice import ledger, wallet
-from backoffice.commands.base import permitted
+from backoffice.commands.base import Absent, open_card, permitted
 from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Permission
 from backoffice.station import Office
-from cardlib.errors import ConfigError, OutcomeUnknown
+from cardlib.errors import OutcomeUnknown
 from cardlib.iso7816 import MF, read_binary, select
 from cardlib.money import yuan
 from cardlib.profile import CardIdentity, Purse, load_profile
@@ -32,15 +32,16 @@ def command() -> None:
 def _serial(card: Transport, expected: bytes | None) -> bytes:
     if expected is not None:
         return expected
+    if isinstance(card, Absent):
+        return card.serial
     select(card, MF)
     return CardIdentity.decode(read_binary(card, load_profile().file("identity").fid)).serial
 
 
 def _at_reader(session: Session, office: Installation, expected: bytes | None, act: Act) -> None:
     """One job with the card in the reader; a torn one says how to go on."""
-    if session.dry_run:
-        raise ConfigError("money on a card can't be tried out: leave --dry-run out")
-    card = session.open_card()
+    session.refuse_dry_run("money on a card can't be tried out")
+    card = open_card(session, office)
     try:
         outcome = act(office.office(), card, _serial(card, expected))
     except OutcomeUnknown as e:
@@ -115,7 +116,9 @@ def balance(session: Session, office: Installation, card: bytes) -> None:
 
 @command.command()
 @click.argument("card", type=Hex(8))
-@click.option("--purse", type=click.Choice([p.name.lower() for p in Purse]), default="main", show_default=True)
+@click.option(
+    "--purse", type=click.Choice([p.name.lower() for p in Purse]), default="main", show_default=True, help="Which one."
+)
 @permitted(Permission.WALLET_SHOW)
 def statement(session: Session, office: Installation, card: bytes, purse: str) -> None:
     """List the entries of one purse of CARD (its serial)."""
