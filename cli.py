@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cardlib import errors
 from cardlib.transport import GetResponse, Transport
@@ -73,6 +75,11 @@ class Root(click.Group):
             assert isinstance(other, click.Group)
             rooms[0].commands.update(other.commands)
         return rooms[0]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete nouns without importing one; verbs come from their noun's own group."""
+        nouns = [CompletionItem(noun, help=HELP[noun]) for noun in NOUNS if noun.startswith(incomplete)]
+        return nouns + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the nouns with fixed words: importing them all would cost a second."""
@@ -160,6 +167,14 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), BUG)
 
 
+def system_error(error: OSError) -> errors.OneCardError:
+    """What a file or folder that can't be used means: no bug of ours, and no refusal by a rule."""
+    what = f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return errors.DatabaseError(f"{what}: nothing more was written; make room, then run the same command again")
+    return errors.ConfigError(f"{what}: check the path and its permissions")
+
+
 def _report(error: BaseException, code: int, session: Session) -> None:
     message = str(error) or type(error).__name__
     if session.json:
@@ -192,6 +207,11 @@ def run(args: list[str], session: Session) -> int:
     except errors.OneCardError as e:
         _report(e, exit_code(e), session)
         return exit_code(e)
+    except OSError as e:
+        logging.getLogger("onecard").debug("system", exc_info=True)
+        error = system_error(e)
+        _report(error, exit_code(error), session)
+        return exit_code(error)
     except Exception as e:  # the last net: a bug must not look like a refusal
         logging.getLogger("onecard").debug("bug", exc_info=True)
         _report(RuntimeError(f"bug: {type(e).__name__}; run again with --log-level debug and report it"), BUG, session)

@@ -156,7 +156,7 @@ def shift_command(session: Session, action: str, cashier: str, file: Path, sam_r
 @sam_reader
 @pass_session
 def take_list(session: Session, lists: tuple[Path, ...], file: Path, sam_reader: str) -> None:
-    """Take blacklist files; an older list or another enterprise's is refused."""
+    """Take LISTS (blacklist files); an older one or another enterprise's is refused."""
     pos = _open_pos(session, file, sam_reader)
     assert isinstance(pos.lists, TerminalLists)
     for path in lists:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -101,6 +102,8 @@ def test_hex_argument() -> None:
         (errors.CheckFailed("no"), 8),
         (errors.OutcomeUnknown(4, "present the card again"), 9),
         (errors.DatabaseError("busy"), 10),
+        (PermissionError(errno.EACCES, "Permission denied", "file"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "file"), 10),
         (ZeroDivisionError("x"), 70),
         (KeyboardInterrupt(), 130),
     ],

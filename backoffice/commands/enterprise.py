@@ -117,7 +117,7 @@ def subscribe(session: Session, office: Installation, application: str, end: boo
 @click.argument("assignment")
 @permitted(Permission.SETTING_CHANGE)
 def set_command(session: Session, office: Installation, assignment: str) -> None:
-    """Change a setting: NAME=VALUE. `onecard enterprise show` lists them."""
+    """Change a setting: ASSIGNMENT is NAME=VALUE. `onecard enterprise show` lists them."""
     name, equals, value = assignment.partition("=")
     if not equals:
         raise ConfigError("write the setting as NAME=VALUE")

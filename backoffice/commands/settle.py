@@ -176,7 +176,7 @@ def close_day(session: Session, office: Installation, day: str, accept: tuple[st
 def accept_gap(
     session: Session, office: Installation, card: bytes, purse: str, reason: str, second_operator: str
 ) -> None:
-    """Give up waiting for missing records of a purse: its books follow the card, the rest goes to differences."""
+    """Give up waiting for missing records of PURSE of CARD: books follow the card, the rest goes to differences."""
     second = _second(session, office, second_operator)
     number = office.enterprise_id
 
@@ -192,7 +192,7 @@ def accept_gap(
 @click.argument("entry")
 @permitted(Permission.LEDGER_CORRECT)
 def approve(session: Session, office: Installation, entry: str) -> None:
-    """Approve a correction that another operator proposed."""
+    """Approve correction ENTRY that another operator proposed."""
     number = office.enterprise_id
 
     def action(tx: Tx) -> dict[str, Any]:
