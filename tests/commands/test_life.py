@@ -619,6 +619,67 @@ def test_request_ids(office: Office) -> None:
     assert once["reason"] == "card_state"
 
 
+def test_request_ids_outside_the_database(office: Office) -> None:
+    """Files, keys and cards too: a repeated request id gives the first outcome, and nothing is made twice."""
+    office.vendor(OTHER)
+    office.vendor("sam-2", SamCard)
+    export = office.till("export", office.path("journal"))["file"]
+    washing = ["card", "wash", "--reader", f"sim:{office.path(OTHER)}.img"]
+    making = ["sam", "personalize", "310000000506", "--kind", "pos", "--reader", f"sim:{office.path('sam-2')}.img"]
+    for number, (first, other) in enumerate(
+        (
+            (["enterprise", "register", "Another", "--enterprise", "6"],) * 2,
+            (["key", "make", "card", "2"], ["key", "make", "card", "3"]),
+            (["key", "state", "card", "2", "active"], ["key", "state", "card", "1", "retiring"]),
+            (["member", "import", str(members.sample())],) * 2,
+            (["member", "export", office.path("all.csv")], ["member", "export", office.path("all.xlsx")]),
+            (["blacklist", "export", office.path("list")], ["blacklist", "export", office.path("other")]),
+            (["settle", "collect", export],) * 2,
+            (["settle", "run"], ["settle", "collect", export]),
+            (["db", "backup", office.path("copy")], ["db", "backup", office.path("other")]),
+            (["audit", "seal"],) * 2,
+            (washing, [*washing, "--kind", "rfid-sim"]),
+            (making, [*making, "--key-set", "2"]),
+        )
+    ):
+        outcome = office(*first, request_id=f"r{number}")
+        after = office.everything()
+        away = [*first, "--reader", "lost:1"] if "--reader" in first else first
+        assert office(*away, request_id=f"r{number}") == outcome
+        if other != first:
+            office(*other, request_id=f"r{number}", code=4)
+        assert office.everything() == after
+
+
+def test_money_by_request_id_without_the_card(office: Office) -> None:
+    """The outcome of a request that is finished needs no card in the reader; any other request does."""
+    args = ["wallet", "recharge", "3"]
+    done = office.at(HOLDER, *args, request_id="m1")
+    assert done["balance_fen"] == 53_00
+    assert office(*args, reader="lost:1", request_id="m1") == done
+    office("wallet", "recharge", "4", reader="lost:1", request_id="m1", code=4)
+    office("wallet", "subsidy", "3", reader="lost:1", request_id="m1", code=4)
+    office(*args, reader="lost:1", request_id="m2", code=5)
+    assert office.at(HOLDER, *args, request_id="m2")["balance_fen"] == 56_00
+
+
+def test_torn_sam_goes_on(office: Office) -> None:
+    """A SAM torn while it is made is finished under the same request id, with the serial that it had."""
+    office.vendor("sam-2", SamCard)
+    args = ["sam", "personalize", "310000000506", "--kind", "pos"]
+    first = office.at("sam-2", "sam", "personalize", "310000000506", "--kind", "pos", "--dry-run", code=2)
+    assert "--serial" in first["message"]
+    for step in (20, 60, 100):
+        office.cut_at = step
+        assert office.at("sam-2", *args, request_id="s1", code=5)["exit"] == 5
+    office.cut_at = 0
+    made = office.at("sam-2", *args, request_id="s1")
+    office.vendor("sam-3", SamCard)
+    after = office.at("sam-3", "sam", "personalize", "310000000507", "--kind", "pos")
+    assert int(after["sam"][:14], 16) == int(made["sam"][:14], 16) + 1
+    assert office.at("sam-2", *args, "--serial", made["sam"])["sam"] == made["sam"]
+
+
 def test_torn_payment(office: Office) -> None:
     """A card pulled away under a payment ends with 5 or 9; the same sale then is charged once, wherever it was cut."""
     taken, seen = 58_00, set()

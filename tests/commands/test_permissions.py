@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,18 @@ from backoffice.installation import Installation
 from backoffice.operators import PERMISSIONS, Credential, Permission, Role
 from console import Session
 from simulator.world import QUICK
+from tests.secretwatch import register
 
 SECRET = "a secret for every role"
+SECRETS = {
+    "OPERATOR_SECRET": SECRET,
+    "PLATFORM_OPERATOR_SECRET": SECRET,
+    "SECOND_OPERATOR_SECRET": SECRET,
+    "KEY_PASSPHRASE": SECRET,
+    "TRANSPORT_KEY": "606162636465666768696A6B6C6D6E6F",
+    "SAM_PIN": "13579B",
+    "HOLDER_PIN": "135790",
+}
 ENTERPRISE = 5
 SERIAL, TERMINAL = "0201000000000785", "310000000101"
 
@@ -63,7 +74,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "key state": ["card", "2", "active"],
     "settle collect": ["file"],
     "settle close-day": ["2026-01-01"],
-    "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "x"],
+    "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],
     "settle approve": ["e"],
     "settle propose": ["e", "--from", "bank", "--to", "refunds", "--amount-fen", "1", "--note", "n"],
 }
@@ -85,6 +96,22 @@ OPEN = {
     "terminal export": "the till's own",
     "terminal acknowledge": "the till's own",
     "terminal status": "the till's own",
+}
+
+
+_TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
+OPEN_ARGUMENTS: dict[str, list[str]] = {
+    "sim card": ["--vpcd-port", "9"],
+    "sim sam": ["--vpcd-port", "9"],
+    "sim make": ["card.img"],
+    "apdu send": ["00840000 08"],
+    "terminal pay": ["1", *_TILL],
+    "terminal undo": _TILL,
+    "terminal shift": ["open", *_TILL],
+    "terminal take-list": ["file", *_TILL],
+    "terminal export": ["file", *_TILL],
+    "terminal acknowledge": ["1", *_TILL],
+    "terminal status": _TILL,
 }
 
 
@@ -137,8 +164,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outcome(folder: Path, role: Role, path: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
     """Run a command as the operator of a role; returns exit code and the error."""
-    session = Session(db=folder, enterprise=ENTERPRISE, operator=role.value, json=True, no_input=True)
-    code = cli.run([*path.split(), *ARGUMENTS.get(path, [])], session)
+    session = Session(db=folder, enterprise=ENTERPRISE, operator=role.value, json=True, quiet=True, no_input=True)
+    code = cli.run([*path.split(), *(ARGUMENTS | OPEN_ARGUMENTS).get(path.partition(" --")[0], [])], session)
     err = capsys.readouterr().err
     return code, json.loads(err.splitlines()[-1]) if err else {}
 
@@ -195,3 +222,33 @@ def test_who_has_it_gets_past_the_door(
         (Role.PLATFORM, "enterprise list"),
     ):
         assert outcome(folder, role, path, capsys) == (0, {}), path
+
+
+def test_dry_run_of_any_command_changes_nothing(
+    installation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under --dry-run each command there is leaves databases, keys and folder as they were, or says that it can't."""
+    folder = tmp_path / "office"
+    shutil.copytree(installation, folder)
+    monkeypatch.chdir(tmp_path)
+    for name, value in SECRETS.items():
+        register(value, name)
+        Path(name).write_text(value + "\n")
+        monkeypatch.setenv(f"ONECARD_{name}_FILE", name)
+
+    def everything() -> list[str]:
+        files = [p for p in sorted(tmp_path.rglob("*")) if p.is_file() and ".sqlite" not in p.name]
+        return dump(folder) + [f"{p} {sha256(p.read_bytes()).hexdigest()}" for p in files]
+
+    before = everything()
+    done = set()
+    for path in COMMANDS.keys() - {"demo"}:
+        code, said = -1, dict[str, Any]()
+        for role in (Role.ADMINISTRATOR, Role.PLATFORM):  # an act of the enterprise, or of the platform
+            if code in (-1, 1):
+                code, said = outcome(folder, role, f"{path} --dry-run", capsys)
+        assert code in (0, 2, 3, 4), f"{path}: {code} {said}"
+        assert "--help" not in said.get("message", ""), f"{path} is not understood: {said}"
+        assert everything() == before, path
+        done |= {path} if code == 0 else set()
+    assert {"member add", "key make", "blacklist build", "audit seal", "settle propose", "enterprise set"} <= done
