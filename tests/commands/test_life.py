@@ -375,6 +375,104 @@ def test_correction_by_two(office: Office) -> None:
     office("settle", "verify")
 
 
+def test_gap_is_accepted_by_two(office: Office) -> None:
+    """A till's journal that never comes leaves a gap by name; two operators close it, one alone may not."""
+    serial = office.serials[HOLDER]
+    office.till("pay", "3")
+    assert office.at(HOLDER, "wallet", "subsidy", "1")["balance_fen"] == 6_00
+    [gap] = office("settle", "gaps")
+    assert (gap["card"], gap["purse"], gap["outstanding_fen"]) == (serial, "subsidy", -3_00), gap
+    args = ["settle", "accept-gap", serial, "subsidy", "--reason", "the till burnt", "--second-operator"]
+    assert office(*args, "fin", operator="fin", code=1)["reason"] == "two_operators"
+    assert office(*args, "aud", operator="fin", code=1)["reason"] == "permission"
+    assert office(*args, "fen", operator="fin")["outstanding_fen"] == -3_00
+    assert office("settle", "gaps") == []
+    assert office("wallet", "balance", serial)["subsidy_fen"] == 6_00
+    office(*args, "fen", operator="fin", code=3)
+    office("settle", "verify")
+
+
+def test_lost_sam(office: Office) -> None:
+    """What a lost SAM reports afterwards is refused and named; its serial goes onto the list."""
+    [sam] = [row["sam"] for row in office("sam", "list") if row["terminal"] == TILL]
+    assert office("sam", "report-lost", sam, "--since", "2026-01-01")["state"] == "lost"
+    assert [(row["card"], row["reason"]) for row in office("blacklist", "list")] == [(sam, "sam_lost")]
+    office.till("pay", "3")
+    office.collect("journal")
+    office("settle", "run")
+    code, out, err = office.run("settle", "findings")
+    [found] = json.loads(out)
+    assert (code, found["verdict"], json.loads(err)["exit"]) == (8, "sam_lost", 8)
+
+
+def test_enterprise_and_its_settings(office: Office) -> None:
+    """A setting counts from now on; a suspended enterprise is refused, and closing it for good takes a word."""
+    assert office("enterprise", "set", "purse_limit_fen=6000")["value"] == 6000
+    assert office.at(HOLDER, "wallet", "recharge", "10.01", code=1)["reason"] == "purse_limit"
+    for wrong, code in (("colour=1", 3), ("purse_limit_fen=much", 2), ("purse_limit_fen", 2)):
+        office("enterprise", "set", wrong, code=code)
+    assert office("enterprise", "state", "suspended")["state"] == "suspended"
+    assert office("member", "list", code=1)["reason"] == "enterprise_state"
+    office("enterprise", "state", "active")
+    assert office("enterprise", "state", "closed", code=1)["reason"] == "not_confirmed"
+    assert len(office("member", "list")) == 50
+    office("enterprise", "state", "closed", "--confirm", "CLOSE")
+    office("enterprise", "state", "active", code=4)
+
+
+def test_roles_change(office: Office) -> None:
+    """An operator may what his role may, from the moment that it is his; the last administrator stays one."""
+    office("member", "add", "X1", "Guest", operator="fin", code=1)
+    assert office("operator", "role", "fin", "issuer")["role"] == "issuer"
+    office("member", "add", "X1", "Guest", operator="fin")
+    assert office("operator", "role", "admin", "auditor", code=1)["reason"] == "last_administrator"
+
+
+def test_listed_by_hand(office: Office) -> None:
+    """A card put on the list is refused, and taken off it pays again."""
+    serial = office.serials[HOLDER]
+    assert office("blacklist", "add", serial)["changed"]
+    office.send_list()
+    assert office.till("pay", "1", code=1)["reason"] == "fraud"
+    assert office("blacklist", "remove", serial)["changed"]
+    office.send_list()
+    assert office.till("pay", "1")["amount_fen"] == 1_00
+
+
+def test_single_commands_and_their_trace(office: Office) -> None:
+    """One who looks for a fault sends commands himself; the trace has them, and no PIN."""
+    trace = Path(office.path("card.trace"))
+    assert office.at(HOLDER, "apdu", "atr")["atr"]
+    said = office.at(HOLDER, "apdu", "send", "00 A4 00 00 02 0BAD", trace_file=trace, code=6)
+    assert (said["sw"], "6A82" in said["message"].upper()) == (0x6A82, True)
+    code, out, _ = office.run(
+        "apdu", "send", "00A40000020BAD", "00A40000023F00", "0084000008", "--any-status", trace_file=trace,
+        reader=f"sim:{office.path(HOLDER)}.img",
+    )  # fmt: skip
+    assert (code, [json.loads(line)["answer"][-4:] for line in out.splitlines()]) == (0, ["6A82", "9000", "9000"])
+    office.at(HOLDER, "apdu", "send", "00", code=2)
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert sum("command" in line for line in lines) == 4
+
+
+def test_doctor(office: Office) -> None:
+    """The doctor finds the house in order, and says what an empty folder lacks without calling it wrong."""
+    assert all(check["good"] for check in office("doctor") if check["fatal"])
+    shutil.rmtree(office.db)
+    [check] = [check for check in office("doctor") if check["what"] == "installation"]
+    assert (check["good"], "init" in check["advice"]) == (False, True)
+
+
+def test_simulated_chip_is_made_once(office: Office) -> None:
+    """``sim make`` writes a vendor-fresh card or SAM, and never over a file."""
+    key = TRANSPORT_KEY.hex()
+    assert office("sim", "make", office.path("a.img"), "--transport-key", key)["kind"] == Card.KIND
+    assert office("sim", "make", office.path("b.img"), "--sam", "--transport-key", key)["kind"] == SamCard.KIND
+    office("sim", "make", office.path("a.img"), code=4)
+    office("sim", "make", office.path("none/c.img"), code=2)
+    office("sim", "card", "--vpcd-port", "9", "--image", office.path("b.img"), code=2)
+
+
 def test_lost_and_found(office: Office) -> None:
     """A lost card is refused at the till once the list is there, and pays again when it was found."""
     serial = office.serials[HOLDER]
