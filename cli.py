@@ -48,7 +48,8 @@ NOUNS = {
     "terminal": "backoffice.commands.terminal terminals.commands",
     "sam": "backoffice.commands.sam",
     "blacklist": "backoffice.commands.blacklist",
-    "key": "backoffice.commands.key",
+    "key": "backoffice.commands.key backoffice.commands.ceremony backoffice.commands.mother"
+    " backoffice.commands.rotation",
     "settle": "backoffice.commands.settle",
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",

@@ -28,6 +28,7 @@ from cardlib.purse import CardSession, initialize_load, initialize_purchase, ope
 from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis
 from cardlib.sam import Host
 from cardlib.transport import Transport
+from keymgmt.delivery import StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
 from keymgmt.personalise import Station
@@ -198,7 +199,8 @@ class Desk:
         """The same for :mod:`keymgmt`."""
         office = self.office
         steps = PhaseSteps(self.work)
-        return Station(self.host, steps, self, office.now_ms, office.random_bytes, office.offset_min)
+        keys = StoreKeys(office.store, office.enterprise_id)
+        return Station(self.host, keys, steps, self, office.now_ms, office.random_bytes, office.offset_min)
 
     def order(self, serial: bytes, purse: Purse, amount_fen: int) -> str:
         """Request id under which this job moves an amount; the same move of the same job is the same order."""

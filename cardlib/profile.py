@@ -67,7 +67,7 @@ class TransactionType(IntEnum):
 
 @unique
 class Purpose(IntEnum):
-    """What a key is for: purpose codes of profile.md; the last two are the MF's keys."""
+    """What a key is for: purpose codes of profile.md; then the MF's keys, and what ties two cards of a pair."""
 
     CONTROL = 0x01
     TERMINAL = 0x02
@@ -85,6 +85,7 @@ class Purpose(IntEnum):
     SAM_CONTROL = 0x0E
     CARD_CONTROL = 0x0F
     CARD_MAINTENANCE = 0x10
+    MOTHER_AUTH = 0x11
 
 
 def crc8(data: bytes) -> int:

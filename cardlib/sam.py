@@ -14,10 +14,10 @@ from threading import Condition
 from typing import Annotated, NamedTuple, Protocol
 
 from cardlib.apdu import SW, Command
-from cardlib.crypto.keys import Algorithm, xor
+from cardlib.crypto.keys import Algorithm, pad80, xor
 from cardlib.errors import FormatError, LineTimeout, MacMismatch, OneCardError, Refused, StatusError, TransportError
 from cardlib.fields import Raw, Record, U
-from cardlib.iso7816 import MF, read_binary, select, verify_pin
+from cardlib.iso7816 import MAC_SIZE, MF, read_binary, select, verify_pin
 from cardlib.profile import PsamApplication, PsamIdentity, Purpose, TransactionType, card_serial_of, issuer_id
 from cardlib.transport import Transport, exchange
 
@@ -25,8 +25,21 @@ SAM_DF = 0x1001
 IDENTITY, TERMINAL_NUMBER, APPLICATION = 0x0015, 0x0016, 0x0017
 LEVEL = 1 << 5
 """Usage byte of enterprise keys in a SAM: one factor, the card serial (card.md §7.5)."""
-USAGE = {Purpose.CARD: LEVEL | 0x07, Purpose.TERMINAL: LEVEL | 0x0A, Purpose.RECHARGE: LEVEL | 0x0B}
+LOADED_USAGE = {
+    Purpose.CONTROL: LEVEL | 0x01,
+    Purpose.PURCHASE: LEVEL | 0x02,
+    Purpose.PIN_UNBLOCK: LEVEL | 0x03,
+    Purpose.MAINTENANCE: LEVEL | 0x05,
+    Purpose.CARD: LEVEL | 0x07,
+    Purpose.TERMINAL: LEVEL | 0x0A,
+    Purpose.RECHARGE: LEVEL | 0x0B,
+    Purpose.REFUND: LEVEL | 0x0C,
+}
+"""Usage byte of each key that a SAM may hold; load, unload and TAC keys stay with the host (profile.md)."""
 AUTHENTICATING = (Purpose.TERMINAL, Purpose.RECHARGE)
+PROTECTING = (Purpose.MAINTENANCE, Purpose.PIN_UNBLOCK)
+ENCIPHER, MAC_WITH_IV = 0x00, 0x05
+"""P1 of 80FA (card.md §7.6)."""
 SESSION_LOST = (SW.INVALID_STATE, SW.CONDITIONS)
 HEALTHY = (SW.MAC_WRONG, SW.CONDITIONS, SW.KEY_INDEX, SW.KEY_NOT_FOUND, SW.COUNTER_FULL)
 """Refusals of a SAM that is well; after any other it is opened anew (its PIN state may be gone)."""
@@ -159,18 +172,8 @@ class Host(Sam, Protocol):
     ) -> bytes:
         """Secure messaging under MAINTENANCE or PIN_UNBLOCK: data (or ciphertext) || MAC for the 4-byte header."""
 
-    def key_payload(
-        self,
-        purpose: Purpose,
-        version: int,
-        factor: bytes,
-        record_header: bytes,
-        header: bytes,
-        challenge: bytes,
-        under: Purpose,
-        under_version: int,
-    ) -> bytes:
-        """E || MAC for WRITE KEY (card.md §6.4) of the card's key, under its key ``under``; 4-byte header."""
+    def holds(self, purpose: Purpose) -> bool:
+        """Whether this host has the keys of a purpose; what it has not, another host proves."""
 
 
 class CardSam:
@@ -221,8 +224,7 @@ class CardSam:
         """See :class:`Sam`. 801A with type 0A or 0B, then 80FA; SM4 halves are XORed (card.md §8)."""
         if purpose not in AUTHENTICATING:
             raise Refused("key_usage", f"a terminal does not authenticate as {purpose.name.lower()}")
-        answer = self._encipher(purpose, factor, version, challenge)
-        return answer if len(answer) == 8 else xor(answer[:8], answer[8:])
+        return _folded(self._encipher(purpose, factor, version, challenge))
 
     def purchase_mac1(
         self, init: PurchaseInit, amount_fen: int, kind: TransactionType, when: bytes, factor: bytes
@@ -267,10 +269,18 @@ class CardSam:
             raise
 
     def _encipher(self, purpose: Purpose, factor: bytes, version: int, challenge: bytes) -> bytes:
-        block = 16 if self._algorithms.get((purpose, version)) == Algorithm.SM4 else 8
-        data = challenge.ljust(block, b"\0")
-        self._ask(Command(0x80, 0x1A, USAGE[purpose], version, factor))
-        return self._ask(Command(0x80, 0xFA, 0x00, 0x00, data, len(data)), len(data))
+        data = challenge.ljust(self._block(purpose, version), b"\0")
+        self._derive(purpose, factor, version)
+        return self._crypt(data)
+
+    def _block(self, purpose: Purpose, version: int) -> int:
+        return 16 if self._algorithms.get((purpose, version)) == Algorithm.SM4 else 8
+
+    def _derive(self, purpose: Purpose, factor: bytes, version: int) -> None:
+        self._ask(Command(0x80, 0x1A, LOADED_USAGE[purpose], version, factor))
+
+    def _crypt(self, data: bytes) -> bytes:
+        return self._ask(Command(0x80, 0xFA, ENCIPHER, 0x00, data, len(data)), len(data))
 
     def _ask(self, command: Command, size: int | None = None) -> bytes:
         try:
@@ -284,6 +294,71 @@ class CardSam:
             self.failed = True
             raise FormatError(f"the SAM answers {command.header.hex().upper()} with {len(answer)} bytes, not {size}")
         return answer
+
+
+class IssuingSam(CardSam):
+    """The SAM of an issuing station: a :class:`Host` as far as its keys go (profile.md, held by).
+
+    It writes files, unblocks PINs and proves control and purchase keys. Load, unload and TAC keys stay with the
+    enterprise's host, which proves them later.
+    """
+
+    def holds(self, purpose: Purpose) -> bool:
+        """See :class:`Host`."""
+        return any(held == purpose for held, _ in self._algorithms)
+
+    def authenticate(self, purpose: Purpose, factor: bytes, version: int, challenge: bytes) -> bytes:
+        """See :class:`Sam`; with the control key too."""
+        if purpose is not Purpose.CONTROL:
+            return super().authenticate(purpose, factor, version, challenge)
+        return _folded(self._encipher(purpose, factor, version, challenge))
+
+    def protect(
+        self,
+        purpose: Purpose,
+        factor: bytes,
+        version: int,
+        header: bytes,
+        data: bytes,
+        challenge: bytes,
+        encrypt: bool = False,
+    ) -> bytes:
+        """See :class:`Host`. 801A, then 80FA to encipher and 80FA with IV for the MAC (card.md §1.6, §7.6)."""
+        if purpose not in PROTECTING:
+            raise Refused("key_usage", f"the {purpose.name.lower()} key protects no commands")
+        block = self._block(purpose, version)
+        self._derive(purpose, factor, version)
+        if encrypt:
+            clear = bytes([len(data)]) + data
+            data = self._crypt(clear if len(clear) % block == 0 else pad80(clear, block))
+        signed = pad80(header + bytes([len(data) + MAC_SIZE]) + data, block)
+        iv = challenge.ljust(block, b"\0")
+        return data + self._ask(Command(0x80, 0xFA, MAC_WITH_IV, 0x00, iv + signed, MAC_SIZE), MAC_SIZE)
+
+    def load_mac2(self, *_: object, **__: object) -> bytes:
+        """See :class:`Host`: never in a SAM (card.md §7.7)."""
+        raise _host_only(Purpose.LOAD)
+
+    def unload_mac2(self, *_: object, **__: object) -> bytes:
+        """See :class:`Host`: never in a SAM."""
+        raise _host_only(Purpose.UNLOAD)
+
+    def verify_mac3(self, *_: object, **__: object) -> None:
+        """See :class:`Host`: never in a SAM."""
+        raise _host_only(Purpose.UNLOAD)
+
+    def verify_tac(self, *_: object, **__: object) -> None:
+        """See :class:`Host`: never in a SAM; who holds the TAC key can forge payments (profile.md)."""
+        raise _host_only(Purpose.TAC)
+
+
+def _folded(answer: bytes) -> bytes:
+    """A cryptogram of 8 bytes: SM4 halves are XORed (card.md §8)."""
+    return answer if len(answer) == 8 else xor(answer[:8], answer[8:])
+
+
+def _host_only(purpose: Purpose) -> Refused:
+    return Refused("key_usage", f"the {purpose.name.lower()} key is with the enterprise's host, in no SAM")
 
 
 def monotonic_ms() -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol, overload
 
-from cardlib.crypto import Algorithm, Key
+from cardlib.crypto import Algorithm, Key, SessionSeed, make_key
 from cardlib.errors import CryptoError, FormatError
 from keymgmt.keys import KeyRef
 
@@ -14,6 +15,27 @@ FLUSH_USES = 1000
 
 OnUse = Callable[[KeyRef, str, int], None]
 """Told of each use of a root or enterprise key: which, what for, how many times."""
+
+
+class Master(Protocol):
+    """What a store keeps of a master key: it can be diversified and checked. A ``Key`` in memory is one."""
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """Algorithm of the key."""
+
+    @property
+    def kcv(self) -> bytes:
+        """Check value of 3 bytes."""
+
+    def diversify(self, factor: bytes) -> Master:
+        """Child for an 8-byte factor (card.md §1.4): the next master, or at the last level a ``Key``."""
+
+    def diversify_many(self, factors: bytes) -> bytes:
+        """Values of the children for many 8-byte factors, one behind the other: 16 bytes each, in one call."""
+
+    def for_writing(self) -> Key:
+        """The key in this process's memory, for one payload. Raises CryptoError where its module keeps it."""
 
 
 class KeyHandle:
@@ -25,7 +47,7 @@ class KeyHandle:
 
     __slots__ = ("_key", "_used", "levels", "name")
 
-    def __init__(self, key: Key, name: str, levels: int = 0, used: Callable[[int], None] | None = None) -> None:
+    def __init__(self, key: Master, name: str, levels: int = 0, used: Callable[[int], None] | None = None) -> None:
         self._key = key
         self._used = used
         self.name = name
@@ -56,9 +78,22 @@ class KeyHandle:
             if len(factor) != 8:
                 raise FormatError(f"a diversification factor has 8 bytes, not {len(factor)}")
             key, levels = key.diversify(factor), levels - 1
-        self._count()
+        self.count()
         name = "/".join((self.name, *(factor.hex().upper() for factor in factors)))
         return KeyHandle(key, name, levels, self._used if levels else None)
+
+    def derive_many(self, serials: Sequence[bytes] | bytes) -> KeyBatch:
+        """The keys of many cards in one call to the store: serials of 8 bytes, listed or one behind the other.
+
+        Raises CryptoError unless exactly one level is left, FormatError for a serial of another size.
+        """
+        if self.levels != 1:
+            raise CryptoError(f"key {self.name}: a batch descends the last level only")
+        factors = serials if isinstance(serials, bytes) else b"".join(serials)
+        if len(factors) % 8 or (not isinstance(serials, bytes) and len(factors) != 8 * len(serials)):
+            raise FormatError("a diversification factor has 8 bytes")
+        self.count(len(factors) // 8)
+        return KeyBatch(self.name, self.algorithm, factors, self._key.diversify_many(factors))
 
     def encrypt(self, data: bytes) -> bytes:
         """ECB over whole blocks."""
@@ -73,7 +108,7 @@ class KeyHandle:
         """8 bytes for EXTERNAL AUTHENTICATE."""
         return self._final().cryptogram(challenge)
 
-    def session(self, seed: bytes) -> KeyHandle:
+    def session(self, seed: SessionSeed) -> KeyHandle:
         """Session key of one transaction over 8 bytes (card.md §1.5)."""
         return KeyHandle(self._final().session(seed), f"session of {self.name}")
 
@@ -98,18 +133,53 @@ class KeyHandle:
         return self._final().seal(data)
 
     def wrap(self, child: KeyHandle, header: bytes) -> bytes:
-        """Encipher ``LD || header || value of child``: the E of WRITE KEY (card.md §6.4, §7.7)."""
-        child._count()
-        return self._final().seal_key(header, child._key)
+        """Encipher ``LD || header || value of child``: the E of WRITE KEY (card.md §6.4, §7.7).
 
-    def _count(self) -> None:
+        Raises CryptoError when the child's value is in a module that does not let it out.
+        """
+        child.count()
+        return self._final().seal_key(header, child._key.for_writing())
+
+    def count(self, uses: int = 1) -> None:
+        """Tell the store of uses of a master key."""
         if self._used:
-            self._used(1)
+            self._used(uses)
 
     def _final(self) -> Key:
-        if self.levels:
+        if self.levels or not isinstance(self._key, Key):
             raise CryptoError(f"key {self.name} is a master key: only its children are used")
         return self._key
+
+
+class KeyBatch(Sequence[KeyHandle]):
+    """The keys of many cards, derived in one go; each becomes a key when it is asked for, and is not kept."""
+
+    __slots__ = ("_algorithm", "_factors", "_name", "_values")
+
+    def __init__(self, name: str, algorithm: Algorithm, factors: bytes, values: bytes) -> None:
+        self._name, self._algorithm, self._factors, self._values = name, algorithm, factors, values
+
+    def __repr__(self) -> str:
+        return f"<KeyBatch {self._name}, {len(self)} keys>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("keys are not pickled")
+
+    def __len__(self) -> int:
+        return len(self._values) // 16
+
+    @overload
+    def __getitem__(self, index: int) -> KeyHandle: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[KeyHandle]: ...
+    def __getitem__(self, index: int | slice) -> KeyHandle | list[KeyHandle]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(index)
+        key = make_key(self._values[16 * at : 16 * at + 16], self._algorithm)
+        return KeyHandle(key, f"{self._name}/{self._factors[8 * at : 8 * at + 8].hex().upper()}")
 
 
 class UseLog:

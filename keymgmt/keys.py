@@ -29,8 +29,8 @@ TRANSITIONS = {
     KeyState.DESTROYED: (),
 }
 
-PLATFORM_PURPOSES = frozenset({Purpose.CARD_CONTROL, Purpose.CARD_MAINTENANCE})
-"""Keys of the MF: diversified from the root by card serial alone, no enterprise between."""
+PLATFORM_PURPOSES = frozenset({Purpose.CARD_CONTROL, Purpose.CARD_MAINTENANCE, Purpose.MOTHER_AUTH})
+"""Keys of the MF, and of mother cards: diversified from the root by serial alone, no enterprise between."""
 
 
 class KeyRef(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Protocol
 
 from cardlib.apdu import SW
 from cardlib.crypto import Algorithm
@@ -51,28 +50,15 @@ from cardlib.purse import (
 from cardlib.records import DEFAULT_OFFSET_MIN, Transaction, local_when, tac_input
 from cardlib.sam import Host
 from cardlib.transport import Transport
+from keymgmt.delivery import KeySource, sealed_by
 from keymgmt.steps import ADD, Payload, StepJournal, authenticates, put_key, require_card
 
 APP_TYPE = 0x03
 """ED and EP (card.md §5)."""
+HOST_ONLY = (Purpose.RECHARGE, Purpose.LOAD, Purpose.REFUND, Purpose.UNLOAD, Purpose.TAC)
+"""Keys that an issuing SAM does not hold (profile.md, held by)."""
 OWN_KEYS = (Purpose.CONTROL, Purpose.SLOT, Purpose.PIN)
 """Written apart from the application's other keys."""
-
-
-class Issuer(Host, Protocol):
-    """A host that may also load keys: an issuing SAM with its mother card, or a key store."""
-
-    def pin_payload(
-        self,
-        pin: bytes,
-        factor: bytes,
-        record_header: bytes,
-        header: bytes,
-        challenge: bytes,
-        under: Purpose,
-        under_version: int,
-    ) -> bytes:
-        """E || MAC for WRITE KEY of a PIN under a key of the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +112,10 @@ class PersonalPlan:
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """The issuing station: its host, journals, clock and randomness."""
+    """The issuing station: its host, where keys come from, journals, clock and randomness."""
 
-    host: Issuer
+    host: Host
+    keys: KeySource
     steps: StepJournal
     journal: Journal
     now_ms: Callable[[], int]
@@ -168,21 +155,45 @@ def personalise(
 
 def prove(
     card: Transport, plan: PersonalPlan, station: Station, open_moves: Iterable[tuple[int, Transaction]] = ()
-) -> None:
-    """Use every key of the application once and compare its contents. Raises CheckFailed, CryptoError, StatusError."""
+) -> tuple[Purpose, ...]:
+    """Use every key of the application once and compare its contents; returns purposes left for another host.
+
+    An issuing SAM has no load, unload, refund, recharge or TAC key: the enterprise's host proves those with
+    :func:`prove_at_host`. Raises CheckFailed, CryptoError, StatusError.
+    """
     session = open_application(card, station.host, plan.enterprise_id, station.random_bytes)
     for ref, move in open_moves:
         recover(card, station.host, station.journal, session, ref, move)
     _write_records(card)
     _prove_purchase(card, session, station)
     station.steps.done(plan.job, "purchase and TAC key proven")
-    _prove_money_keys(card, session, station)
-    station.steps.done(plan.job, "load, refund and unload key proven")
+    left = tuple(purpose for purpose in HOST_ONLY if not station.host.holds(purpose))
+    if not left:
+        _prove_money_keys(card, session, station)
+        station.steps.done(plan.job, "load, refund and unload key proven")
     _prove_pin(card, plan, station)
     station.steps.done(plan.job, "PIN proven")
-    if not _holds(card, station.host, plan.serial, Purpose.CONTROL, plan.key_set):
+    if not _holds(card, station.keys, plan.serial, Purpose.CONTROL, plan.key_set):
         raise CheckFailed("the card's control key is not the one we wrote")
     _compare(card, plan)
+    return left
+
+
+def prove_at_host(
+    card: Transport, serial: bytes, enterprise_id: int, station: Station,
+    open_moves: Iterable[tuple[int, Transaction]] = (),
+) -> None:  # fmt: skip
+    """Prove the keys that an issuing SAM could not: with a payment of zero and loads that are not carried out.
+
+    Raises Conflict when another card is there, CheckFailed, CryptoError, StatusError.
+    """
+    session = open_application(card, station.host, enterprise_id, station.random_bytes)
+    if session.factor != serial:
+        raise Conflict(f"this is card {session.factor.hex().upper()}: present card {serial.hex().upper()}")
+    for ref, move in open_moves:
+        recover(card, station.host, station.journal, session, ref, move)
+    _prove_purchase(card, session, station)
+    _prove_money_keys(card, session, station)
 
 
 def _select(card: Transport, plan: PersonalPlan) -> None:
@@ -202,31 +213,27 @@ def _under_slot_key(card: Transport, plan: PersonalPlan, station: Station) -> bo
     control = (Purpose.CONTROL, plan.key_set)
     order = (control, slot) if "control key" in station.steps.steps(plan.job) else (slot, control)
     for purpose, version in order:
-        if _holds(card, station.host, plan.serial, purpose, version):
+        if _holds(card, station.keys, plan.serial, purpose, version):
             return purpose is Purpose.SLOT
     raise CryptoError("neither our slot key nor our control key opens this application: it holds another key set")
 
 
-def _holds(card: Transport, host: Host, serial: bytes, purpose: Purpose, version: int) -> bool:
-    return authenticates(card, 0, lambda challenge: host.authenticate(purpose, serial, version, challenge))
+def _holds(card: Transport, keys: KeySource, serial: bytes, purpose: Purpose, version: int) -> bool:
+    return authenticates(card, 0, lambda challenge: keys.cryptogram(purpose, version, serial, challenge))
 
 
 def _write_keys(card: Transport, plan: PersonalPlan, station: Station) -> None:
     """Application keys under the slot key, the control key last (keys.md, Slots, step 3)."""
     for spec in application_keys():
-        put_key(card, spec.key_type, spec.kid(plan.key_set), _payload(plan, station.host, spec))
+        put_key(card, spec.key_type, spec.kid(plan.key_set), _payload(plan, station.keys, spec))
     station.steps.done(plan.job, "application keys")
     control = load_profile().key(Purpose.CONTROL)
-    write_key_sealed(card, control.key_type, control.kid(plan.key_set), _payload(plan, station.host, control))
+    write_key_sealed(card, control.key_type, control.kid(plan.key_set), _payload(plan, station.keys, control))
     station.steps.done(plan.job, "control key")
 
 
-def _payload(plan: PersonalPlan, host: Issuer, spec: KeySpec) -> Payload:
-    version = plan.key_set
-    return lambda header, challenge: host.key_payload(
-        spec.purpose, version, plan.serial, spec.header(version, plan.algorithm), header, challenge,
-        Purpose.SLOT, plan.slot_version,
-    )  # fmt: skip
+def _payload(plan: PersonalPlan, keys: KeySource, spec: KeySpec) -> Payload:
+    return sealed_by(keys, spec.purpose, plan.key_set, (Purpose.SLOT, plan.slot_version), plan.serial)
 
 
 def _write_contents(card: Transport, plan: PersonalPlan, station: Station) -> None:
@@ -235,13 +242,7 @@ def _write_contents(card: Transport, plan: PersonalPlan, station: Station) -> No
     for name, content in plan.contents().items():
         update_binary(card, profile.file(name).fid, content, protect=protect)
     spec = profile.key(Purpose.PIN)
-    record_header = spec.header(plan.key_set, plan.algorithm)
-
-    def payload(header: bytes, challenge: bytes) -> bytes:
-        return station.host.pin_payload(
-            plan.pin, plan.serial, record_header, header, challenge, Purpose.CONTROL, plan.key_set
-        )
-
+    payload = sealed_by(station.keys, Purpose.PIN, plan.key_set, (Purpose.CONTROL, plan.key_set), plan.serial, plan.pin)
     try:
         write_key_sealed(card, ADD, spec.kid(plan.key_set), payload)
     except StatusError as e:
@@ -281,7 +282,8 @@ def _prove_purchase(card: Transport, session: CardSession, station: Station) -> 
     move = composite_debit(card, host, station.journal, session, _request(station, Purse.MAIN), ()).move
     if not move.mac2_verified:
         raise CheckFailed("the payment of zero could not be verified: present the card again")
-    host.verify_tac(session.factor, move.key_version, move.algorithm, tac_input(move), move.tac)
+    if host.holds(Purpose.TAC):
+        host.verify_tac(session.factor, move.key_version, move.algorithm, tac_input(move), move.tac)
 
 
 def _prove_money_keys(card: Transport, session: CardSession, station: Station) -> None:

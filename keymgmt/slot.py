@@ -21,8 +21,8 @@ from cardlib.iso7816 import (
 from cardlib.profile import Profile, Purpose, aid, load_profile
 from cardlib.tlv import Tlv, find
 from cardlib.transport import Transport, send
+from keymgmt.delivery import key_payload
 from keymgmt.keys import KeyRef
-from keymgmt.softsam import key_payload
 from keymgmt.steps import ADD, DF_ALGORITHM, StepJournal, require_card
 from keymgmt.store import KeyStore
 from keymgmt.wash import platform_login

@@ -9,7 +9,7 @@ from typing import Protocol
 import cbor2
 
 from cardlib.errors import FormatError, Refused
-from cardlib.iso7816 import MAC_SIZE, Protect
+from cardlib.iso7816 import Protect
 from cardlib.profile import Purpose, Purse, TransactionType
 from cardlib.sam import (
     AUTHENTICATING,
@@ -22,6 +22,7 @@ from cardlib.sam import (
     purchase_mac1_input,
     purchase_seed,
 )
+from keymgmt.delivery import protected
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import PLATFORM_PURPOSES, KeyRef
 from keymgmt.store import KeyStore, replace_file
@@ -105,7 +106,7 @@ class _Open:
 
 
 class SoftSam:
-    """Implements ``cardlib.sam.Sam``, ``Host`` and the deliveries of an issuing SAM for one enterprise.
+    """Implements ``cardlib.sam.Sam`` and ``Host`` for one enterprise.
 
     ``serial`` (8) and ``terminal`` (6) are its own numbers. It belongs to one thread at a time, and no two
     may use one memory: the terminal sequence is never given twice.
@@ -233,34 +234,9 @@ class SoftSam:
             raise Refused("key_usage", f"the {purpose.name.lower()} key protects no commands")
         return protected(self._key(purpose, version, factor), header, data, challenge, encrypt=encrypt)
 
-    def key_payload(
-        self,
-        purpose: Purpose,
-        version: int,
-        factor: bytes,
-        record_header: bytes,
-        header: bytes,
-        challenge: bytes,
-        under: Purpose,
-        under_version: int,
-    ) -> bytes:
+    def holds(self, purpose: Purpose) -> bool:  # noqa: ARG002  # a store has them all
         """See ``Host``."""
-        wrapping = self._key(under, under_version, factor)
-        return key_payload(wrapping, self._key(purpose, version, factor), record_header, header, challenge)
-
-    def pin_payload(
-        self,
-        pin: bytes,
-        factor: bytes,
-        record_header: bytes,
-        header: bytes,
-        challenge: bytes,
-        under: Purpose,
-        under_version: int,
-    ) -> bytes:
-        """E || MAC for WRITE KEY of a PIN, FF-padded to 8 bytes, under a key of the card (keys.md, form 02)."""
-        record = record_header + pin.ljust(8, b"\xff")
-        return protected(self._key(under, under_version, factor), header, record, challenge, encrypt=True)
+        return True
 
     def _ref(self, purpose: Purpose, version: int) -> KeyRef:
         return KeyRef(purpose, version, None if purpose in PLATFORM_PURPOSES else self._info.enterprise_id)
@@ -292,18 +268,6 @@ def _decode(state: bytes) -> tuple[int, tuple[_Confirmed, ...]]:
         return next_seq, tuple(_Confirmed(leg[0], TransactionType(leg[1]), leg[2], leg[3]) for leg in legs)
     except (cbor2.CBORError, ValueError, TypeError, IndexError) as e:
         raise FormatError("the SAM's memory is damaged: its counter is lost, make a new SAM") from e
-
-
-def protected(key: KeyHandle, header: bytes, data: bytes, challenge: bytes, *, encrypt: bool = False) -> bytes:
-    """Data, or ciphertext, and the secure-messaging MAC over it (card.md §1.6)."""
-    body = key.seal(data) if encrypt else data
-    return body + key.mac(header + bytes([len(body) + MAC_SIZE]) + body, challenge)
-
-
-def key_payload(under: KeyHandle, child: KeyHandle, record_header: bytes, header: bytes, challenge: bytes) -> bytes:
-    """E || MAC of WRITE KEY: the child's record enciphered and MACed (card.md §6.4)."""
-    body = under.wrap(child, record_header)
-    return body + under.mac(header + bytes([len(body) + MAC_SIZE]) + body, challenge)
 
 
 def protector(key: KeyHandle, *, encrypt: bool = False) -> Protect:

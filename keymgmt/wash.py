@@ -9,9 +9,10 @@ from cardlib.errors import ConfigError, Conflict, CryptoError
 from cardlib.iso7816 import MF, Protect, select, update_binary, write_key_sealed
 from cardlib.profile import CardIdentity, KeySpec, Purpose, check_serial, load_profile
 from cardlib.transport import Transport
+from keymgmt.delivery import key_payload
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
-from keymgmt.softsam import key_payload, protector
+from keymgmt.softsam import protector
 from keymgmt.steps import Payload, StepJournal, authenticates, create_missing, initial_holds, put_key, read_identity
 from keymgmt.store import KeyStore
 

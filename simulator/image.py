@@ -55,8 +55,9 @@ SAM_MF_CREATE = bytes.fromhex("38FFFF080801FFFF") + structure.MF_NAME
 SAM_KEY_FILE = bytes.fromhex("3F02000108FFFF")
 SAM_DF_CREATE = bytes.fromhex("380400080800FFFF") + SAM_DF_NAME
 SAM_TYPE = {
-    Purpose.PURCHASE: 0x02, Purpose.PIN_UNBLOCK: 0x03, Purpose.TAC: 0x04, Purpose.MAINTENANCE: 0x05,
-    Purpose.CARD: 0x07, Purpose.LOAD: 0x09, Purpose.TERMINAL: 0x0A, Purpose.RECHARGE: 0x0B, Purpose.REFUND: 0x0C,
+    Purpose.CONTROL: 0x01, Purpose.PURCHASE: 0x02, Purpose.PIN_UNBLOCK: 0x03, Purpose.TAC: 0x04,
+    Purpose.MAINTENANCE: 0x05, Purpose.CARD: 0x07, Purpose.LOAD: 0x09, Purpose.TERMINAL: 0x0A,
+    Purpose.RECHARGE: 0x0B, Purpose.REFUND: 0x0C,
 }  # fmt: skip
 LEVEL_ONE = 1 << 5
 T = TypeVar("T")

@@ -27,6 +27,7 @@ from cardlib.profile import AccessRights, CardKind, Holder, Purpose, Purse, make
 from cardlib.purse import MoneyRequest, balance, load, open_application
 from cardlib.records import Transaction, local_when
 from cardlib.sam import CardSam, Sam
+from keymgmt.delivery import StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import PLATFORM_PURPOSES, KeyRef, KeyState
 from keymgmt.personalise import PersonalPlan, Station, personalise
@@ -155,6 +156,11 @@ class Enterprise:
         return SoftSam(self.keys, self.enterprise_id, OFFICE, make_serial(CardKind.SAM, 0, 1))
 
     @property
+    def source(self) -> StoreKeys:
+        """What fills key files of this enterprise's cards and SAMs."""
+        return StoreKeys(self.keys, self.enterprise_id)
+
+    @property
     def initial(self) -> KeyHandle:
         """The simulated vendor's key."""
         return KeyHandle(make_key(TRANSPORT_KEY), "vendor")
@@ -175,7 +181,7 @@ class Enterprise:
             "personalise", serial, self.enterprise_id, 1, Holder(1, 0, name, member),
             AccessRights(START, EXPIRY), START, EXPIRY, pin_bytes(PIN), self.algorithm,
         )  # fmt: skip
-        personalise(card, plan, Station(self.host, steps, self.journal, self.now_ms, self.random_bytes))
+        personalise(card, plan, Station(self.host, self.source, steps, self.journal, self.now_ms, self.random_bytes))
         card.reset()
 
     def neighbour(self, folder: Path, enterprise_id: int) -> Enterprise:
@@ -196,8 +202,8 @@ class Enterprise:
         sam = SamCard.vendor_fresh(TRANSPORT_KEY, self.random_bytes, algorithm=self.algorithm)
         serial = make_serial(CardKind.SAM, 1, self._cards)
         initial = KeyHandle(make_key(TRANSPORT_KEY, self.algorithm), "vendor")
-        plan = SamPlan("sam", serial, terminal, self.enterprise_id, kind, (1,), initial, START, EXPIRY, pin=pin)
-        make_sam(sam, plan, self.keys, MemorySteps())
+        plan = SamPlan("sam", serial, terminal, self.enterprise_id, kind, (1,), START, EXPIRY, pin=pin)
+        make_sam(sam, plan, initial, self.keys, MemorySteps())
         sam.reset()
         return sam
 

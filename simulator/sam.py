@@ -43,8 +43,9 @@ MAY_MAC = frozenset((0x01, 0x03, TYPE_PIN_RELOAD, 0x05, 0x06, 0x08))
 REFUND_USAGE = 1 << 5 | TYPE_REFUND
 
 PURPOSE_OF = MappingProxyType({
-    0x02: Purpose.PURCHASE, 0x03: Purpose.PIN_UNBLOCK, 0x04: Purpose.TAC, 0x05: Purpose.MAINTENANCE,
-    0x07: Purpose.CARD, 0x09: Purpose.LOAD, 0x0A: Purpose.TERMINAL, 0x0B: Purpose.RECHARGE, 0x0C: Purpose.REFUND,
+    0x01: Purpose.CONTROL, 0x02: Purpose.PURCHASE, 0x03: Purpose.PIN_UNBLOCK, 0x04: Purpose.TAC,
+    0x05: Purpose.MAINTENANCE, 0x07: Purpose.CARD, 0x09: Purpose.LOAD, 0x0A: Purpose.TERMINAL,
+    0x0B: Purpose.RECHARGE, 0x0C: Purpose.REFUND,
 })  # fmt: skip
 """What LIST KEYS says for a key type; 00 for types that no purpose of profile.md has."""
 

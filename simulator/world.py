@@ -221,8 +221,8 @@ class Company:
             serial = chips.next_serial(tx, CardKind.SAM)
         sam = SamCard.vendor_fresh(TRANSPORT_KEY, self.random.randbytes)
         initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
-        plan = SamPlan("sam", serial, terminal, ENTERPRISE, SamKind.POS, (1,), initial, START, EXPIRY)
-        make_sam(sam, plan, self.system.keys, MemorySteps())
+        plan = SamPlan("sam", serial, terminal, ENTERPRISE, SamKind.POS, (1,), START, EXPIRY)
+        make_sam(sam, plan, initial, self.system.keys, MemorySteps())
         with self.system.database.write() as tx:
             registry.register(tx, self.admin, ENTERPRISE, terminal, TerminalKind.POS, f"canteen {number}")
             registry.fit_sam(tx, self.admin, ENTERPRISE, terminal, serial)

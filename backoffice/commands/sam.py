@@ -49,7 +49,7 @@ def personalize(
 
     def plan_of(serial: bytes) -> SamPlan:
         plan = SamPlan(
-            serial.hex(), serial, terminal, office.enterprise_id, SamKind(kind), (key_set,), initial, today,
+            serial.hex(), serial, terminal, office.enterprise_id, SamKind(kind), (key_set,), today,
             today + timedelta(days=365 * YEARS), pin=pin,
         )  # fmt: skip
         plan.check()
@@ -66,7 +66,7 @@ def personalize(
         own = serial or _new_serial(session, office, asked)
         session.note(f"making SAM {own.hex().upper()}; if this is interrupted, go on with --serial {own.hex()}")
         steps = session.keep(FileSteps(office.folder / "sams.steps"))
-        keys = make_sam(session.open_card(), plan_of(own), office.keys, steps)
+        keys = make_sam(session.open_card(), plan_of(own), initial, office.keys, steps)
         rows = [{"purpose": k.purpose, "version": k.version, "kcv": k.kcv} for k in keys]
         return {"sam": own, "terminal": terminal, "keys": rows}
 

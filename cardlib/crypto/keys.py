@@ -7,6 +7,7 @@ chaining state: a key belongs to one thread at a time. Its value is never shown 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from enum import IntEnum, unique
 from hmac import compare_digest
 from typing import ClassVar, NoReturn
@@ -39,6 +40,16 @@ def invert(data: bytes) -> bytes:
 def xor(a: bytes, b: bytes) -> bytes:
     """XOR two strings of the same length."""
     return (int.from_bytes(a, "big") ^ int.from_bytes(b, "big")).to_bytes(len(a), "big")
+
+
+def diversification_input(factors: bytes) -> bytes:
+    """``X || ~X`` for each 8-byte factor X of a row of them (card.md §1.4). Raises FormatError."""
+    if len(factors) % 8:
+        raise FormatError("a diversification factor has 8 bytes")
+    row = array("Q", bytes(2 * len(factors)))
+    row[0::2] = array("Q", factors)
+    row[1::2] = array("Q", xor(factors, b"\xff" * len(factors)))
+    return row.tobytes()
 
 
 class Key(ABC):
@@ -79,6 +90,17 @@ class Key(ABC):
     @abstractmethod
     def diversify(self, factor: bytes) -> Key:
         """Child key for an 8-byte factor (card.md §1.4)."""
+
+    def for_writing(self) -> Key:
+        """The key itself, being in memory. Keys of a hardware module have the same method, and most refuse."""
+        return self
+
+    def diversify_many(self, factors: bytes) -> bytes:
+        """Values of the children for many 8-byte factors, one behind the other: 16 bytes each, in one call.
+
+        Raises FormatError when the factors are not whole.
+        """
+        return self.encrypt(diversification_input(factors))
 
     @abstractmethod
     def session(self, seed: SessionSeed) -> Key:

@@ -30,7 +30,7 @@ from cardlib.profile import (
 from cardlib.purse import CardSession, MoneyRequest, load, open_application
 from cardlib.records import Event, JournalEntry, Outcome, Transaction, genesis
 from cardlib.sam import (
-    USAGE,
+    LOADED_USAGE,
     CardSam,
     LoadInit,
     PurchaseInit,
@@ -53,7 +53,10 @@ TRANSPORT = bytes(range(16))
 PIN = bytes.fromhex("123456")
 WHEN = bytes.fromhex("20240815093045")
 UTC_MS = 1_723_685_445_000
-SAM_USAGE = {**USAGE, Purpose.PURCHASE: 0x22, Purpose.REFUND: 0x2C}
+SAM_USAGE = {
+    purpose: LOADED_USAGE[purpose]
+    for purpose in (Purpose.CARD, Purpose.TERMINAL, Purpose.RECHARGE, Purpose.PURCHASE, Purpose.REFUND)
+}
 KeySource = Callable[[Purpose, int, bytes], Key]
 
 
@@ -139,20 +142,8 @@ class KeyHost:
         key = self._card_key(purpose, version, factor)
         return iso.SecureMessaging(key, encrypt)(header, data, challenge)
 
-    def key_payload(
-        self,
-        purpose: Purpose,
-        version: int,
-        factor: bytes,
-        record_header: bytes,
-        header: bytes,
-        challenge: bytes,
-        under: Purpose,
-        under_version: int,
-    ) -> bytes:
-        wrapping = self._card_key(under, under_version, factor)
-        body = wrapping.seal_key(record_header, self._card_key(purpose, version, factor))
-        return body + wrapping.mac(header + bytes([len(body) + 4]) + body, challenge)
+    def holds(self, purpose: Purpose) -> bool:
+        return True
 
     def _mac2(
         self,

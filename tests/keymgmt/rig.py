@@ -14,6 +14,7 @@ from cardlib.errors import OutcomeUnknown, TransportError
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import AccessRights, CardKind, Holder, Purpose, issuer_id, make_serial
 from cardlib.records import Transaction
+from keymgmt.delivery import StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import PLATFORM_PURPOSES, KeyRef
 from keymgmt.personalise import PersonalPlan, Station
@@ -80,7 +81,10 @@ class Rig:
         self.steps = MemorySteps()
         self.moves = Moves()
         self.host = SoftSam(self.store, ENTERPRISE, TERMINAL, SAM_SERIAL)
-        self.station = Station(self.host, self.steps, self.moves, lambda: next(ticks), self.random.randbytes)
+        self.source = StoreKeys(self.store, ENTERPRISE)
+        self.station = Station(
+            self.host, self.source, self.steps, self.moves, lambda: next(ticks), self.random.randbytes
+        )
         self.initial = KeyHandle(make_key(TRANSPORT_KEY), "transport key")
         self.wash_plan = WashPlan("wash", SERIAL, 1, START, 1, self.initial)
         self.slot_plan = SlotPlan("slot", SERIAL, ENTERPRISE, "食堂", algorithm)

@@ -13,6 +13,7 @@ from cardlib.errors import ConfigError, CryptoError, FormatError, StatusError
 from cardlib.profile import Purpose
 from cardlib.sam import CardSam
 from cardlib.transport import send
+from keymgmt.delivery import StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.samload import HOLDS, SamKind, SamPlan, load_keys, make_sam
 from simulator.sam import SamCard
@@ -35,7 +36,7 @@ PIN = bytes.fromhex("246810")
 
 
 def plan_of(rig: Rig, kind: SamKind = SamKind.POS) -> SamPlan:
-    return SamPlan("sam", SAM_SERIAL, TERMINAL, ENTERPRISE, kind, (1,), rig.initial, START, EXPIRY, pin=PIN)
+    return SamPlan("sam", SAM_SERIAL, TERMINAL, ENTERPRISE, kind, (1,), START, EXPIRY, pin=PIN)
 
 
 def fresh(rig: Rig) -> SamCard:
@@ -62,18 +63,21 @@ def test_make(tmp_path: Path, kind: SamKind, algorithm: Algorithm) -> None:
     rig = Rig(tmp_path, algorithm)
     sam, plan = fresh(rig), plan_of(rig, kind)
     for _ in range(2):
-        keys = make_sam(sam, plan, rig.store, rig.steps)
+        keys = make_sam(sam, plan, rig.initial, rig.store, rig.steps)
         assert len(keys) == len(HOLDS[kind])
         assert_made(rig, sam, plan)
         sam.reset()
 
 
 def test_no_terminal_holds_the_hosts_keys() -> None:
-    """Load, unload, TAC, maintenance and control keys are in no terminal's SAM; only a till pays, only it refunds."""
-    host = {Purpose.LOAD, Purpose.UNLOAD, Purpose.TAC, Purpose.MAINTENANCE, Purpose.CONTROL, Purpose.PIN_UNBLOCK}
+    """Load, unload and TAC keys are in no SAM, what changes cards in the issuing SAM only; only a till refunds."""
+    host = {Purpose.LOAD, Purpose.UNLOAD, Purpose.TAC}
+    issuing = {Purpose.MAINTENANCE, Purpose.CONTROL, Purpose.PIN_UNBLOCK}
     for kind, purposes in HOLDS.items():
         assert not host & set(purposes)
-        assert ({Purpose.PURCHASE, Purpose.REFUND} <= set(purposes)) == (kind is SamKind.POS)
+        assert (issuing <= set(purposes)) == bool(issuing & set(purposes)) == (kind is SamKind.ISSUING)
+        assert (Purpose.PURCHASE in purposes) == (kind in (SamKind.POS, SamKind.ISSUING))
+        assert (Purpose.REFUND in purposes) == (kind is SamKind.POS)
         assert (Purpose.RECHARGE in purposes) == (kind is SamKind.RECHARGE)
 
 
@@ -81,7 +85,7 @@ def test_pin_guards_the_sam(tmp_path: Path) -> None:
     """Without its terminal's PIN the SAM computes nothing."""
     rig = Rig(tmp_path)
     sam = fresh(rig)
-    make_sam(sam, plan_of(rig), rig.store, rig.steps)
+    make_sam(sam, plan_of(rig), rig.initial, rig.store, rig.steps)
     sam.reset()
     opened = CardSam(sam)
     with pytest.raises(StatusError):
@@ -94,7 +98,7 @@ def test_cut_everywhere(tmp_path: Path) -> None:
     plan = plan_of(rig)
 
     def act(sam: SamCard) -> None:
-        make_sam(sam, plan, rig.store, rig.steps)
+        make_sam(sam, plan, rig.initial, rig.store, rig.steps)
 
     total = count_steps(sam := fresh(rig), lambda: act(sam))
     for at in range(1, total + 1):
@@ -111,9 +115,9 @@ def test_another_pin_after_a_tear(tmp_path: Path) -> None:
     """A SAM made again with another PIN has that PIN."""
     rig = Rig(tmp_path)
     sam = fresh(rig)
-    make_sam(sam, replace(plan_of(rig), pin=b"\x11\x11"), rig.store, rig.steps)
+    make_sam(sam, replace(plan_of(rig), pin=b"\x11\x11"), rig.initial, rig.store, rig.steps)
     sam.reset()
-    make_sam(sam, plan_of(rig), rig.store, rig.steps)
+    make_sam(sam, plan_of(rig), rig.initial, rig.store, rig.steps)
     assert_made(rig, sam, plan_of(rig))
 
 
@@ -121,13 +125,13 @@ def test_wrong_initial_key(tmp_path: Path) -> None:
     """A wrong vendor's key is tried once and named."""
     rig = Rig(tmp_path)
     sam = fresh(rig)
-    wrong = replace(plan_of(rig), initial=KeyHandle(make_key(bytes(16)), "wrong"))
+    wrong = KeyHandle(make_key(bytes(16)), "wrong")
     for _ in range(2):
         with pytest.raises(CryptoError, match="tried once"):
-            make_sam(sam, wrong, rig.store, rig.steps)
+            make_sam(sam, plan_of(rig), wrong, rig.store, rig.steps)
     send(sam, Command(0, 0x84, 0, 0, le=8))
     assert send(sam, Command(0, 0x82, 0, 0, bytes(8))).sw == 0x63C1
-    make_sam(sam, plan_of(rig), rig.store, rig.steps)
+    make_sam(sam, plan_of(rig), rig.initial, rig.store, rig.steps)
     assert_made(rig, sam, plan_of(rig))
 
 
@@ -135,11 +139,11 @@ def test_next_version_is_added(tmp_path: Path) -> None:
     """Rotation puts the next version beside the old one, and a SAM of another enterprise takes nothing."""
     rig = Rig(tmp_path)
     sam, plan = fresh(rig), plan_of(rig)
-    make_sam(sam, plan, rig.store, rig.steps)
-    load_keys(sam, SAM_SERIAL, ENTERPRISE, HOLDS[plan.kind], (2,), rig.store)
+    make_sam(sam, plan, rig.initial, rig.store, rig.steps)
+    load_keys(sam, SAM_SERIAL, HOLDS[plan.kind], (2,), rig.source)
     assert_made(rig, sam, replace(plan, versions=(1, 2)))
     with pytest.raises(CryptoError, match="control key"):
-        load_keys(sam, SAM_SERIAL, ENTERPRISE + 1, HOLDS[plan.kind], (1,), rig.store)
+        load_keys(sam, SAM_SERIAL, HOLDS[plan.kind], (1,), StoreKeys(rig.store, ENTERPRISE + 1))
 
 
 def test_impossible_plans(tmp_path: Path) -> None:
@@ -149,10 +153,10 @@ def test_impossible_plans(tmp_path: Path) -> None:
     for bad in (replace(plan, serial=SERIAL), replace(plan, terminal=b""), replace(plan, pin=b"1"),
                 replace(plan, versions=())):  # fmt: skip
         with pytest.raises((FormatError, ConfigError)):
-            make_sam(sam, bad, rig.store, rig.steps)
+            make_sam(sam, bad, rig.initial, rig.store, rig.steps)
     sm4 = KeyHandle(make_key(TRANSPORT_KEY, Algorithm.SM4), "SM4 transport key")
     with pytest.raises(ConfigError):
-        make_sam(sam, replace(plan, initial=sm4), rig.store, rig.steps)
+        make_sam(sam, plan, sm4, rig.store, rig.steps)
     assert not rig.steps.steps("sam")
     text = repr(plan) + "\n".join(plan.lines())
     assert PIN.hex() not in text

@@ -279,8 +279,8 @@ def test_same_answers_as_a_psam(tmp_path: Path, kind: Algorithm) -> None:
     """A PSAM that was made with the same keys gives the same answers, numbers, proofs and refunds."""
     rig = Rig(tmp_path, kind)
     card = SamCard.vendor_fresh(TRANSPORT_KEY, rig.random.randbytes)
-    plan = SamPlan("sam", SAM_SERIAL, TERMINAL, ENTERPRISE, SamKind.POS, (1, 2), rig.initial, START, EXPIRY)
-    make_sam(card, plan, rig.store, MemorySteps())
+    plan = SamPlan("sam", SAM_SERIAL, TERMINAL, ENTERPRISE, SamKind.POS, (1, 2), START, EXPIRY)
+    make_sam(card, plan, rig.initial, rig.store, MemorySteps())
     hard, soft = CardSam(card), SoftSam(rig.store, ENTERPRISE, TERMINAL, SAM_SERIAL)
     assert hard.info() == soft.info() == SamInfo(SAM_SERIAL, TERMINAL, ENTERPRISE)
     dice = Random(3)

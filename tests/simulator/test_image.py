@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said(change: dict[str, Any], message: str) -> None:
         ({"terminal": "01"}, "terminal has 1 bytes, not 6"),
         ({"control_key": None}, "control_key is missing"),
         ({"counter": -1}, "counter is not a number"),
-        ({"sam_key": [{"purpose": "control", "value": "11" * 16}]}, "purpose is 'control', use one of"),
+        ({"sam_key": [{"purpose": "slot", "value": "11" * 16}]}, "purpose is 'slot', use one of"),
         ({"sam_key": [{"usage": "2D", "value": "11" * 16}]}, "refuse"),
         ({"sam_key": [{"usage": "27", "value": "11" * 8, "algorithm": "sm4"}]}, "refuse"),
     ],
