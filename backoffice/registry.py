@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum, unique
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from backoffice.operators import Operator, Permission, require
 from cardlib.blacklist import ListReason
 from cardlib.errors import Conflict, FormatError, NotFound
 from cardlib.profile import CardKind, check_serial
+from cardlib.sam import SamKey
 
 
 @unique
@@ -167,6 +169,26 @@ def sams(tx: Tx, enterprise_id: int) -> dict[bytes, Sam]:
         (enterprise_id,),
     )
     return {row[0]: Sam(row[0], row[1], TerminalKind(row[2]), row[3], row[4]) for row in rows}
+
+
+def note_sam_keys(tx: Tx, enterprise_id: int, sam_serial: bytes, keys: Iterable[SamKey]) -> None:
+    """Write down what a SAM lists, in place of what was known of it."""
+    tx.execute("DELETE FROM sam_key WHERE enterprise_id = ? AND sam_serial = ?", (enterprise_id, sam_serial))
+    rows = [(enterprise_id, sam_serial, key.purpose, key.version, key.kcv, tx.now_ms) for key in keys]
+    tx.executemany("INSERT INTO sam_key VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+def sam_versions(tx: Tx, enterprise_id: int) -> dict[int, set[bytes]]:
+    """Key version → serials of the SAMs in use that hold a key of it; lost and retired ones don't count."""
+    rows = tx.all(
+        "SELECT k.version, k.sam_serial FROM sam_key k LEFT JOIN terminal_sam s ON s.enterprise_id = k.enterprise_id"
+        " AND s.sam_serial = k.sam_serial WHERE k.enterprise_id = ? AND COALESCE(s.state, 'active') = 'active'",
+        (enterprise_id,),
+    )
+    found: dict[int, set[bytes]] = {}
+    for version, serial in rows:
+        found.setdefault(version, set()).add(serial)
+    return found
 
 
 def _note(tx: Tx, enterprise_id: int, event: Event, operator: Operator, terminal: bytes, **details: str) -> None:
