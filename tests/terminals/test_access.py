@@ -74,10 +74,8 @@ class Site:
         self.start()
 
     def card(self, groups: int = 0b010, flags: CardFlag = CardFlag.ANTI_PASSBACK, schedule: int = 0) -> Card:
-        card = self.enterprise.new_card()
-        session = open_application(
-            card, self.enterprise.host, self.enterprise.enterprise_id, self.enterprise.random_bytes
-        )
+        enterprise, card = self.enterprise, self.enterprise.new_card()
+        session = open_application(card, enterprise.host, enterprise.enterprise_id, enterprise.random_bytes)
         rights = AccessRights(None, date(2099, 1, 1), groups.to_bytes(8, "big"), schedule, flags)
         protect = protector(enterprise.host, session.factor, session.version, Purpose.MAINTENANCE)
         update_binary(card, load_profile().file("access").fid, rights.encode(), protect=protect)
