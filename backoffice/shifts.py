@@ -10,34 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
-from enum import IntEnum, StrEnum, unique
+from enum import StrEnum, unique
 from typing import NamedTuple
 
 from cardlib.errors import ConfigError
+from cardlib.records import ENTERING, PunchDirection
 
 DAY_MIN = 1440
-
-
-@unique
-class Direction(IntEnum):
-    """What a key at the terminal said (terminals.md, ADMS in brief)."""
-
-    IN = 0
-    OUT = 1
-    BREAK_OUT = 2
-    BREAK_IN = 3
-    OVERTIME_IN = 4
-    OVERTIME_OUT = 5
-
-
-ENTERING = (Direction.IN, Direction.BREAK_IN, Direction.OVERTIME_IN)
 
 
 class Punch(NamedTuple):
     """One punch: local time, and its direction where it is known."""
 
     at: datetime
-    direction: Direction | None = None
+    direction: PunchDirection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +132,7 @@ def month(
     """The results of the days ``first`` to ``last``; each punch belongs to the one nearest shift that takes it."""
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     around = [days[0] - timedelta(days=1), *days, days[-1] + timedelta(days=1)] if days else []
-    of_day: dict[date, list[tuple[int, Direction | None]]] = {day: [] for day in around}
+    of_day: dict[date, list[tuple[int, PunchDirection | None]]] = {day: [] for day in around}
     for punch in suppress_repeats(punches, within_min):
         candidates = []
         for offset in (-1, 0, 1):
@@ -169,7 +155,7 @@ def minute(at: datetime, day: date) -> int:
 
 
 def evaluate(
-    day: date, shift: Shift | None, punches: Sequence[tuple[int, Direction | None]], *, leave: bool = False
+    day: date, shift: Shift | None, punches: Sequence[tuple[int, PunchDirection | None]], *, leave: bool = False
 ) -> DayResult:
     """One day from its punches (minute and direction, in order)."""
     spans, first_in, last_out = _presence(punches)
@@ -196,7 +182,9 @@ def evaluate(
     return DayResult(day, shift.name, Presence.PRESENT, first_in, last_out, worked, late, early, overtime)
 
 
-def _presence(punches: Sequence[tuple[int, Direction | None]]) -> tuple[list[tuple[int, int]], int | None, int | None]:
+def _presence(
+    punches: Sequence[tuple[int, PunchDirection | None]],
+) -> tuple[list[tuple[int, int]], int | None, int | None]:
     """Spans of presence, the first coming, the last going."""
     spans: list[tuple[int, int]] = []
     since: int | None = None

@@ -49,6 +49,22 @@ class Event(IntEnum):
     RECORD = 4
 
 
+@unique
+class PunchDirection(IntEnum):
+    """What a punch means: the value is what cards, records and ADMS say (terminals.md)."""
+
+    IN = 0
+    OUT = 1
+    BREAK_OUT = 2
+    BREAK_IN = 3
+    OVERTIME_IN = 4
+    OVERTIME_OUT = 5
+
+
+ENTERING = (PunchDirection.IN, PunchDirection.BREAK_IN, PunchDirection.OVERTIME_IN)
+"""Directions of a punch after which its holder is there."""
+
+
 @dataclass(frozen=True)
 class Maybe:
     """Limit of a byte string that has ``size`` bytes or none at all."""

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backoffice.shifts import Calendar, Direction, Presence, Punch, Shift, evaluate, month, suppress_repeats
+from backoffice.shifts import Calendar, Presence, Punch, Shift, evaluate, month, suppress_repeats
 from cardlib.errors import ConfigError
+from cardlib.records import PunchDirection
 
 DAY = date(2026, 11, 2)
 """A Monday."""
@@ -17,7 +18,7 @@ OFFICE = Shift("office", 9 * 60, 18 * 60, ((12 * 60, 13 * 60),), late_grace_min=
 FLEX = Shift("flex", 9 * 60, 18 * 60, flex_min=60)
 NIGHT = Shift("night", 22 * 60, 30 * 60, ((26 * 60, 26 * 60 + 30),))
 WEEK = Calendar(dict.fromkeys(range(5), OFFICE))
-IN, OUT = Direction.IN, Direction.OUT
+IN, OUT = PunchDirection.IN, PunchDirection.OUT
 
 
 def at(clock: str, day: date = DAY) -> datetime:
@@ -65,7 +66,7 @@ def test_a_day(shift: Shift, came: str, went: str, worked: int, late: int, early
         ([(540, IN), (541, IN), (1080, OUT)], Presence.PRESENT),
     ],
 )
-def test_incomplete_days(punches: list[tuple[int, Direction | None]], presence: Presence) -> None:
+def test_incomplete_days(punches: list[tuple[int, PunchDirection | None]], presence: Presence) -> None:
     """A missing punch is named, who comes hours late is absent, and no direction means taking turns."""
     assert evaluate(DAY, OFFICE, punches).presence is presence
 
@@ -111,8 +112,8 @@ def test_impossible_shifts(bad: dict[str, int]) -> None:
         Shift(**{"name": "x", "start_min": 540, "end_min": 1080} | bad)  # type: ignore[arg-type]  # wrong on purpose
 
 
-@given(st.lists(st.tuples(st.integers(-120, 2800), st.sampled_from([None, *Direction])), max_size=12))
-def test_minutes_add_up(punches: list[tuple[int, Direction | None]]) -> None:
+@given(st.lists(st.tuples(st.integers(-120, 2800), st.sampled_from([None, *PunchDirection])), max_size=12))
+def test_minutes_add_up(punches: list[tuple[int, PunchDirection | None]]) -> None:
     """Whatever was punched: nothing is negative, worked is at most what was planned, presence is not counted twice."""
     punches.sort(key=lambda punch: punch[0])
     for shift in (OFFICE, FLEX, NIGHT):
