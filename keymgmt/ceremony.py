@@ -291,6 +291,7 @@ def load(folder: Path, ref: KeyRef) -> Ceremony:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
+        _scrub(_over(path))
         raise NotFound(f"there is no ceremony for key {ref}: it was finished or aborted, or never started") from None
     body, digest = raw[len(MAGIC) : -32], raw[-32:]
     if not raw.startswith(MAGIC) or sha256(body).digest() != digest:
@@ -321,17 +322,31 @@ def save(folder: Path, ceremony: Ceremony) -> None:
 
 
 def wipe(folder: Path, ref: KeyRef) -> None:
-    """Overwrite and remove a ceremony's file; what a disk keeps of older copies stays sealed. Raises NotFound."""
+    """Overwrite and remove a ceremony's file; what a disk keeps of older copies stays sealed. Raises NotFound.
+
+    Power that goes in between leaves a ceremony that is over, and the next look at it wipes on.
+    """
     path = path_of(folder, ref)
-    try:
-        with path.open("r+b") as file:
-            file.write(bytes(path.stat().st_size))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileNotFoundError:
-        raise NotFound(f"there is no ceremony for key {ref}") from None
-    path.unlink()
+    if not path.exists():
+        raise NotFound(f"there is no ceremony for key {ref}")
+    path.replace(_over(path))
     sync_folder(folder)
+    _scrub(_over(path))
+
+
+def _over(path: Path) -> Path:
+    return path.with_name(path.name + ".over")
+
+
+def _scrub(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    sync_folder(path.parent)
 
 
 # Parts.
