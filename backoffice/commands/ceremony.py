@@ -273,6 +273,9 @@ def finish(session: Session, office: Installation, purpose: str, version: int) -
         if found is not before:
             _keep(session, office, found, "combined", found.result)
         missing = steps.unconfirmed(found)
+        if missing:
+            again = f"onecard key ceremony confirm {purpose} {version} {found.result.hex().upper()}"
+            session.note(f"each custodian compares the check value and runs: {again}; then run finish again")
         if missing or session.dry_run:
             return _row(session, found, "combined", kcv=found.result, unconfirmed=missing)
         info = steps.finish(found, secret, office.keys)
