@@ -24,7 +24,7 @@ _SUBJECT = re.compile(r"[a-z]+:[^\s\x00-\x1f]{1,57}")
 _DETAILS = frozenset(
     {
         "account", "amount_fen", "application", "batch", "card", "count", "day", "digest", "enterprise", "entry",
-        "job", "key", "kind", "list_version", "name", "new_card", "number", "operator", "outcome", "purpose",
+        "job", "kcv", "key", "kind", "list_version", "name", "new_card", "number", "operator", "outcome", "purpose",
         "reason", "request", "role", "sam", "second_operator", "state_from", "state_to", "terminal", "version",
     }
 )  # fmt: skip
@@ -68,6 +68,9 @@ class Event(StrEnum):
     LEDGER_SEALED = "ledger.sealed"
     KEY_CHANGED = "key.changed"
     KEY_USED = "key.used"
+    KEY_CEREMONY = "key.ceremony"
+    KEY_MOVED = "key.moved"
+    KEY_STORE_HEAD = "key.store_head"
     DATABASE = "database.changed"
 
 

@@ -18,7 +18,9 @@ from cardlib.crypto import Algorithm, Key, make_key
 from cardlib.crypto.sealing import Argon2Params, argon2id, hkdf, hmac_sha256, seal, unseal, verify_hmac
 from cardlib.errors import ConfigError, Conflict, CryptoError, DatabaseError, FormatError, MacMismatch, NotFound
 from cardlib.profile import Purpose, issuer_id
+from keymgmt import keyblock
 from keymgmt.handle import KeyHandle, OnUse, UseLog
+from keymgmt.keyblock import BlockVersion, Exportability
 from keymgmt.keys import KeyInfo, KeyRef, KeyState, check_transition
 
 MAGIC = b"ONEKEYS\x01"
@@ -143,6 +145,15 @@ class FileStore:
         with self._locked(fcntl.LOCK_SH):
             return Head(self._count, self._tag)
 
+    def require_head(self, kept: Head) -> None:
+        """Raise CryptoError unless this file goes on from a head that was kept elsewhere: else it is an older copy."""
+        with self._locked(fcntl.LOCK_SH):
+            if self._count < kept.entries or self._tags[kept.entries] != kept.tag:
+                raise CryptoError(
+                    f"key store {self.path.name} is an older copy, or another one: it has {self._count} entries and the"
+                    f" audit log knows of {kept.entries}. Restore the newest copy; keys made since are not in this one"
+                )
+
     def create(self, ref: KeyRef, algorithm: Algorithm, made_by: str) -> KeyInfo:
         """Make a pending key: a random root, or an enterprise's from its root, whose algorithm it has.
 
@@ -163,6 +174,24 @@ class FileStore:
         ref.check()
         make_key(value, algorithm).check(kcv, f"key {ref}")
         return self._add(ref, algorithm, value, made_by)
+
+    def export_block(
+        self, ref: KeyRef, kbpk: bytes, block_version: BlockVersion, exportability: Exportability = Exportability.YES
+    ) -> str:
+        """A stored key as a TR-31 key block under ``kbpk``: what leaves is the block, never the value.
+
+        Raises NotFound, Conflict when it is destroyed, ConfigError for a bad ``kbpk``, Refused for SM4.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            info = self.info(ref)
+            key = self._master(ref)  # refuses a destroyed one
+            if ref in self._sealed:
+                value = unseal(self._wrapping, self._sealed[ref], _attributes(info), f"key {ref}")
+            else:
+                value = self._master(ref.root).diversify_many(issuer_id(ref.enterprise_id or 0))
+            make_key(value, key.algorithm).check(info.kcv, f"key {ref}")
+            self.uses.count(ref)
+            return keyblock.wrap(value, info, kbpk, block_version, exportability)
 
     def list(self) -> Sequence[KeyInfo]:
         """Attributes of all keys, in the order they were made."""
@@ -252,7 +281,7 @@ class FileStore:
             verify_hmac(self._chain, start[: self._end - TAG_SIZE], tag, "tag")
         except MacMismatch as e:
             raise CryptoError(f"key store {self.path.name}: wrong passphrase, or its header was changed") from e
-        self._count, self._tag = 0, tag
+        self._count, self._tag, self._tags = 0, tag, [tag]
         with self._locked(fcntl.LOCK_SH):
             pass
 
@@ -288,6 +317,7 @@ class FileStore:
                 break  # unfinished when it is behind the head, else found below
             self._apply(cbor2.loads(body))
             self._count, self._tag = self._count + 1, tag
+            self._tags.append(tag)
             self._compare(head)
             at = end
         self._end += at
@@ -323,6 +353,7 @@ class FileStore:
             os.fsync(self._fd)
             self._apply(entry)
             self._count, self._tag, self._end = self._count + 1, tag, self._end + len(frame) + TAG_SIZE
+            self._tags.append(tag)
             self._write_head()
         except OSError as e:
             raise DatabaseError(f"key store {self.path.name} can't be written: {e.strerror}") from e
@@ -376,7 +407,12 @@ def replace_file(path: Path, data: bytes) -> None:
     new = path.with_name(path.name + ".new")
     _write_synced(new, data)
     new.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep which files a folder has."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:

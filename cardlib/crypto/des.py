@@ -62,6 +62,11 @@ class _DesFamily(Key):
         return DesKey(self.encrypt(seed))
 
 
+def three_part(key: bytes) -> TripleDES:
+    """TDES with the parts of a key repeated to three: what a library needs that still gives one of one or two."""
+    return TripleDES((key * 3)[:24] if len(key) < 24 else key)
+
+
 class DesKey(_DesFamily):
     """An 8-byte key: session keys, old cards. Transaction and secure-messaging MACs are plain CBC."""
 

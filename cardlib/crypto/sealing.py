@@ -1,4 +1,4 @@
-"""Keeping secrets at rest: AES-256-GCM, Argon2id, HKDF, HMAC."""
+"""Keeping secrets at rest: AES-256-GCM, Argon2id, HKDF, HMAC; sealed to a public key with X25519."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hmac import compare_digest, digest
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -75,6 +76,36 @@ def unseal(key: bytes, sealed: bytes, aad: bytes, what: str = "the sealed data")
         return _aead(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], aad)
     except (InvalidTag, ValueError) as e:
         raise MacMismatch(f"{what} can't be opened: wrong key, or it was changed") from e
+
+
+def public_of(private: bytes) -> bytes:
+    """X25519 public key (RFC 7748) of a private one; both have 32 bytes."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def seal_to(public: bytes, plaintext: bytes, aad: bytes, random_bytes: Callable[[int], bytes]) -> bytes:
+    """Seal to who holds the private key: one-time public key 32 || what :func:`seal` gives, bound to ``aad``.
+
+    The key comes from HKDF over the X25519 secret and both public keys. The one-time private key is forgotten, so
+    not even the sender can open it. Raises MacMismatch for a public key that no private key has.
+    """
+    once = X25519PrivateKey.from_private_bytes(random_bytes(32))
+    mine = once.public_key().public_bytes_raw()
+    return mine + seal(_agreed(once, public, mine + public), plaintext, aad, random_bytes)
+
+
+def unseal_from(private: bytes, sealed: bytes, aad: bytes, what: str = "the sealed data") -> bytes:
+    """Inverse of :func:`seal_to`. Raises MacMismatch when key, data or ``aad`` differ."""
+    own, theirs = X25519PrivateKey.from_private_bytes(private), sealed[:32]
+    return unseal(_agreed(own, theirs, theirs + public_of(private)), sealed[32:], aad, what)
+
+
+def _agreed(own: X25519PrivateKey, theirs: bytes, both: bytes) -> bytes:
+    try:
+        secret = own.exchange(X25519PublicKey.from_public_bytes(theirs))
+    except ValueError as e:  # not 32 bytes, or of low order
+        raise MacMismatch("the public key of what is sealed can't be right") from e
+    return hkdf(secret, b"onecard sealed to a public key" + both)
 
 
 def _aead(key: bytes) -> AESGCM:
