@@ -180,10 +180,7 @@ def everywhere(rig: Rig, begin: Callable[[], SamCard], act: Callable[[SamCard], 
 
 
 def test_washing_cut_everywhere(tmp_path: Path) -> None:
-    """Cut at any step, washing is finished at the next try, at no cost of the vendor's tries; then the SAM is loaded.
-
-    The journal gone altogether, it is finished too: the SAM is asked first.
-    """
+    """Cut at any step, washing is finished at the next try, without any journal too; then the SAM is loaded."""
     rig = Rig(tmp_path)
 
     def act(sam: SamCard) -> None:
