@@ -33,7 +33,7 @@ from cardlib.profile import (
 )
 from cardlib.sam import APPLICATION, IDENTITY, SAM_DF, TERMINAL_NUMBER, CardSam, SamKey
 from cardlib.transport import Transport
-from keymgmt.delivery import LOAD, SAM_PIN, KeySource, StoreKeys, key_payload, sealed_by
+from keymgmt.delivery import LOAD, SAM_PIN, KeySource, StoreKeys, key_payload, require_enterprise, sealed_by
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
 from keymgmt.softsam import protector
@@ -184,6 +184,7 @@ def load_sam(sam: Transport, plan: SamPlan, keys: KeySource, journal: StepJourna
     NotFound when a key to be loaded is missing, CheckFailed when a key's check value differs.
     """
     plan.check()
+    require_enterprise(keys, plan.enterprise_id)
     known = {(line.purpose, line.version): line for line in keys.lines()}
     for purpose in HOLDS[plan.kind]:
         for version in plan.versions:
