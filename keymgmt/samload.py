@@ -53,7 +53,7 @@ from cardlib.sam import (
     wants_pin,
 )
 from cardlib.transport import Transport
-from keymgmt.delivery import LOAD, SAM_PIN, KeyLine, KeySource, StoreKeys, key_payload, sealed_by
+from keymgmt.delivery import LOAD, SAM_PIN, KeyLine, KeySource, StoreKeys, key_payload, require_enterprise, sealed_by
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef, KeyState
 from keymgmt.softsam import protector
@@ -284,6 +284,7 @@ def load_sam(sam: Transport, plan: SamPlan, keys: KeySource, journal: StepJourna
     it does not know our control key, CheckFailed when a key's check value differs, Refused ``sam_full``.
     """
     plan.check()
+    require_enterprise(keys, plan.enterprise_id)
     wanted = _wanted(HOLDS[plan.kind], plan.versions, keys)
     _expect(sam, plan.serial)
     _expect_fitting(look(sam), plan)

@@ -11,6 +11,8 @@ import click
 
 from backoffice import chips, registry, requests
 from backoffice.commands.base import act, act_outside, changing, permitted
+from backoffice.commands.source import Source, key_source
+from backoffice.commands.source import pin as pin_of
 from backoffice.database import PLATFORM, Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
@@ -19,7 +21,7 @@ from cardlib.errors import ConfigError, Conflict
 from cardlib.profile import CardKind, Purpose
 from cardlib.sam import SamKey
 from console import Hex, Noun, Session, table
-from keymgmt.delivery import KeySource, StoreKeys
+from keymgmt.delivery import KeySource
 from keymgmt.samload import (
     HOLDS,
     SamKind,
@@ -56,11 +58,6 @@ def command() -> None:
     """SAMs: made for one terminal each, registered, given new keys, locked, replaced, reported lost."""
 
 
-def _source(office: Installation) -> KeySource:
-    """Where the keys come from that go into SAMs."""
-    return StoreKeys(office.keys, office.enterprise_id)
-
-
 # Making
 
 
@@ -87,9 +84,10 @@ class _Order:
 @key_sets_option
 @without_pin_option
 @permitted(Permission.SAM_MANAGE)
+@key_source
 def personalize(
-    session: Session, office: Installation, terminal: bytes, kind: str, name: str | None, key_sets: tuple[int, ...],
-    without_pin: bool,
+    session: Session, office: Installation, source: Source, terminal: bytes, kind: str, name: str | None,
+    key_sets: tuple[int, ...], without_pin: bool,
 ) -> None:  # fmt: skip
     """Make the SAM in --reader that of TERMINAL, with that kind of terminal's keys only.
 
@@ -102,7 +100,7 @@ def personalize(
         if name is not None:
             with changing(session, office.database) as tx:
                 registry.register(tx, office.operator, office.enterprise_id, terminal, TerminalKind(kind), name)
-        return _make(session, office, _Order(terminal, SamKind(kind), key_sets, without_pin, asked))
+        return _make(session, office, source(), _Order(terminal, SamKind(kind), key_sets, without_pin, asked))
 
     _told(session, act_outside(session, office.platform, PLATFORM, "sam personalize", asked, action))
 
@@ -114,9 +112,10 @@ def personalize(
 @key_sets_option
 @without_pin_option
 @permitted(Permission.SAM_MANAGE)
+@key_source
 def replace(
-    session: Session, office: Installation, old: bytes, lost: bool, since: datetime | None, key_sets: tuple[int, ...],
-    without_pin: bool,
+    session: Session, office: Installation, source: Source, old: bytes, lost: bool, since: datetime | None,
+    key_sets: tuple[int, ...], without_pin: bool,
 ) -> None:  # fmt: skip
     """Put the SAM in --reader in the place of OLD, a broken or lost one: same terminal, same kind, its keys.
 
@@ -134,12 +133,12 @@ def replace(
             if lost:
                 registry.lose_sam(tx, office.operator, number, old, since_ms)
         order = _Order(gone.terminal, _kind(gone), key_sets, without_pin, asked, old)
-        return _make(session, office, order)
+        return _make(session, office, source(), order)
 
     _told(session, act_outside(session, office.platform, PLATFORM, "sam replace", asked, action))
 
 
-def _make(session: Session, office: Installation, order: _Order) -> dict[str, Any]:
+def _make(session: Session, office: Installation, keys: KeySource, order: _Order) -> dict[str, Any]:
     """Wash the SAM in the reader if it is not, load it, write it into the books; a dry run only says how."""
     sam, number = session.open_card(), office.enterprise_id
     found = look(sam)
@@ -147,10 +146,9 @@ def _make(session: Session, office: Installation, order: _Order) -> dict[str, An
         raise Conflict("the SAM in the reader is the old one: insert the one that replaces it")
     with office.database.read() as tx:
         order.expect_socket(tx, office, found.serial)
-    keys = _source(office)
     versions = tuple(sorted(set(order.key_sets))) or complete_versions(order.kind, keys)
     initial = None if found.washed else office.initial_key()
-    pin = None if order.without_pin else _pin(session.secret("sam pin", new=True))
+    pin = None if order.without_pin else pin_of(session, "sam pin", new=True)
     today = datetime.fromtimestamp(office.clock() / 1000, UTC).date()
     serial = found.serial or _new_serial(session, office, order.asked)
     expiry = today + timedelta(days=365 * YEARS)
@@ -197,16 +195,6 @@ def _new_serial(session: Session, office: Installation, asked: dict[str, Any]) -
     return bytes.fromhex(requests.once(office.platform, PLATFORM, own_id, "sam serial", asked, action)["serial"])
 
 
-def _pin(text: str) -> bytes:
-    try:
-        pin = bytes.fromhex(text)
-    except ValueError:
-        pin = b""
-    if not 2 <= len(pin) <= 6:
-        raise ConfigError("a SAM's PIN is 4 to 12 hexadecimal digits, an even number of them")
-    return pin
-
-
 def _kind(sam: registry.Sam) -> SamKind:
     if sam.kind is TerminalKind.OFFICE:
         raise Conflict("the office's SAM is the key store itself: no SAM card is made for it")
@@ -222,7 +210,10 @@ def _kind(sam: registry.Sam) -> SamKind:
     "--key-set", "key_sets", type=click.IntRange(1, 255), multiple=True, required=True, help="Key version, repeatable."
 )
 @permitted(Permission.SAM_MANAGE)
-def load_keys_command(session: Session, office: Installation, serial: bytes, key_sets: tuple[int, ...]) -> None:
+@key_source
+def load_keys_command(
+    session: Session, office: Installation, source: Source, serial: bytes, key_sets: tuple[int, ...]
+) -> None:
     """Add key versions to SAM SERIAL in --reader: those of its terminal's kind. Needs no PIN.
 
     Interrupted, run it again.
@@ -238,7 +229,7 @@ def load_keys_command(session: Session, office: Installation, serial: bytes, key
         if session.dry_run:
             names = ", ".join(purpose.name.lower() for purpose in purposes)
             return {"plan": [f"load {names} into SAM {serial.hex().upper()}: versions {versions}"], "dry_run": True}
-        listed = load_keys(session.open_card(), serial, purposes, versions, _source(office))
+        listed = load_keys(session.open_card(), serial, purposes, versions, source())
         with office.database.write() as tx:
             registry.note_sam_keys(tx, number, serial, listed)
         return {"sam": serial, "terminal": known.terminal, "registered": True, "keys": [_row(key) for key in listed]}
@@ -316,13 +307,14 @@ def list_command(session: Session, office: Installation) -> None:
 @command.command()
 @click.argument("serial", type=SAM, required=False)
 @permitted(Permission.TERMINAL_SHOW)
-def show(session: Session, office: Installation, serial: bytes | None) -> None:
+@key_source
+def show(session: Session, office: Installation, source: Source, serial: bytes | None) -> None:
     """Show what the books say of SAM SERIAL; without SERIAL, what the SAM in --reader says of itself.
 
-    The check values of its keys are compared with the key store's. Changes nothing, needs no PIN.
+    The check values of its keys are compared with ours. Changes nothing, needs no PIN of the SAM.
     """
     if serial is None:
-        session.emit(*_said(session, office))
+        session.emit(*_said(session, source))
         return
     with office.database.read() as tx:
         known = registry.sam(tx, office.enterprise_id, serial)
@@ -338,11 +330,11 @@ def show(session: Session, office: Installation, serial: bytes | None) -> None:
     session.emit(data | {"keys": rows}, [*table([data]), *table(rows)])
 
 
-def _said(session: Session, office: Installation) -> tuple[dict[str, Any], list[str]]:
+def _said(session: Session, source: Source) -> tuple[dict[str, Any], list[str]]:
     """What the SAM in the reader says of itself, as data and for people."""
     found = look(session.open_card())
-    source = _source(office).lines() if found.keys else ()
-    ours: dict[tuple[int, int], bytes] = {(line.purpose, line.version): line.kcv for line in source}
+    known = source().lines() if found.keys else ()
+    ours: dict[tuple[int, int], bytes] = {(line.purpose, line.version): line.kcv for line in known}
     rows = [_row(key) | {"ours": ours.get((key.purpose, key.version)) == key.kcv} for key in found.keys]
     data = {
         "sam": found.serial, "washed": found.washed, "terminal": found.terminal, "enterprise": found.enterprise_id,
