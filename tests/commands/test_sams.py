@@ -9,12 +9,27 @@ from typing import Any
 
 import pytest
 
-from keymgmt.samload import HOLDS, SamKind
+from backoffice.installation import KEY_FILE
+from cardlib.crypto import make_key
+from cardlib.profile import CardKind, make_serial
+from keymgmt.handle import KeyHandle
+from keymgmt.mothercard import AuthenticationPlan, MotherPlan, make_authentication, make_mother
+from keymgmt.samload import HOLDS, SamKind, SamWash, wash_sam
+from keymgmt.steps import MemorySteps
+from keymgmt.store import FileStore
+from keymgmt.wash import WashPlan
+from simulator import image
+from simulator.card import Card
+from simulator.mothercard import MotherCard as Mother
+from simulator.rig import TRANSPORT_KEY
 from simulator.sam import SamCard
 from tests.commands import test_life
-from tests.commands.test_life import HOLDER, OTHER, TILL, Office
+from tests.commands.test_life import HOLDER, OTHER, SECRETS, TILL, Office
+from tests.commands.test_permissions import ENTERPRISE
+from tests.keymgmt.rig import START
 from tests.secretwatch import WATCH
 
+MOTHER_PIN, OTHER_PIN = bytes.fromhex("271828"), bytes.fromhex("314159")
 DOOR = "310000000601"
 _secrets, _founded, office = test_life._secrets, test_life._founded, test_life.office
 """The fixtures of an office at work."""
@@ -249,6 +264,47 @@ def test_a_found_sam_stays_lost_when_locked(office: Office) -> None:
     assert office("sam", "show", serial)["state"] == "lost"
     office.at("sam", "sam", "load-keys", serial, "--key-set", "1", code=4)
     assert office(*["sam", "replace", serial, "--since", "2026-01-01"], code=2)["exit"] == 2
+
+
+@pytest.fixture
+def pair(office: Office, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A mother card and its authentication card of the office's keys, and a SAM that the platform washed."""
+    for name, value in (("MOTHER_PIN", MOTHER_PIN), ("AUTHENTICATION_PIN", OTHER_PIN)):
+        WATCH.register(value.hex(), name, passing=True)
+        Path(office.path(name)).write_text(value.hex())
+        monkeypatch.setenv(f"ONECARD_{name}_FILE", office.path(name))
+    initial, steps = KeyHandle(make_key(TRANSPORT_KEY), "transport key"), MemorySteps()
+    mother, other = Mother.vendor_fresh(TRANSPORT_KEY), Card.vendor_fresh(TRANSPORT_KEY)
+    sam = SamCard.vendor_fresh(TRANSPORT_KEY)
+    with FileStore(office.db / KEY_FILE, SECRETS["KEY_PASSPHRASE"].encode()) as store:
+        serial = make_serial(CardKind.MOTHER, 1, 1)
+        washing = WashPlan("mother", serial, 1, START, 1, initial)
+        make_mother(mother, MotherPlan(washing, ENTERPRISE, MOTHER_PIN), store, steps)
+        washing = WashPlan("other", make_serial(CardKind.AUTHENTICATION, 1, 1), 1, START, 1, initial)
+        make_authentication(other, AuthenticationPlan(washing, serial, OTHER_PIN), store, steps)
+        wash_sam(sam, SamWash("sam", make_serial(CardKind.SAM, 1, 70), ENTERPRISE, initial), store, steps)
+    for name, card in (("mother", mother), ("other", other), ("new", sam)):
+        image.save(card, Path(f"{office.path(name)}.img"))
+    return ["--mother", f"sim:{office.path('mother')}.img", "--authentication", f"sim:{office.path('other')}.img"]
+
+
+def test_keys_from_a_mother_card(office: Office, pair: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mother card a washed SAM is loaded, shown and loaded again without passphrase and transport key."""
+    monkeypatch.delenv("ONECARD_KEY_PASSPHRASE_FILE")
+    monkeypatch.delenv("ONECARD_TRANSPORT_KEY_FILE")
+    args = ["sam", "personalize", DOOR, "--kind", "pos", "--register", "north"]
+    assert "key passphrase" in office.at("new", *args, code=2)["message"]
+    assert "--authentication" in office.at("new", *args, *pair[:2], code=2)["message"]
+    office.cut_at = 60
+    office.at("new", *args, *pair, code=5)
+    office.cut_at = 0
+    made = office.at("new", *args, *pair)
+    assert {key["purpose"] for key in made["keys"]} == {purpose.name.lower() for purpose in HOLDS[SamKind.POS]}
+    said = office.at("new", "sam", "show", *pair)
+    assert (said["terminal"], all(key["ours"] for key in said["keys"])) == (DOOR, True)
+    again = office.at("new", "sam", "load-keys", made["sam"], "--key-set", "1", *pair)
+    assert again["keys"] == made["keys"]
+    assert office.at("new", "sam", "load-keys", made["sam"], "--key-set", "2", *pair, code=3)["error"] == "NotFound"
 
 
 def test_bad_pins(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
