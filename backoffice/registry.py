@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from backoffice import audit, blacklists
 from backoffice.audit import Event
-from backoffice.database import Tx
+from backoffice.database import Row, Tx
 from backoffice.operators import Operator, Permission, require
 from cardlib.blacklist import ListReason
 from cardlib.errors import Conflict, FormatError, NotFound
@@ -103,6 +103,45 @@ def fit_sam(tx: Tx, operator: Operator, enterprise_id: int, terminal: bytes, sam
     _note(tx, enterprise_id, Event.SAM_REGISTERED, operator, terminal, sam=sam_serial.hex().upper())
 
 
+def expect_socket(
+    tx: Tx, enterprise_id: int, terminal: bytes, kind: TerminalKind, sam_serial: bytes | None, old: bytes | None = None
+) -> bool:
+    """Whether a terminal is registered, before a SAM is made for it; ``sam_serial`` is None for a new one.
+
+    ``old`` is the SAM that it replaces. Raises Conflict when the terminal is another kind's or has another SAM, or
+    the SAM was in use and is not any more.
+    """
+    known = sams(tx, enterprise_id).get(sam_serial or b"")
+    if known is not None and (known.terminal, known.state) != (terminal, "active"):
+        name = known.sam_serial.hex().upper()
+        raise Conflict(f"SAM {name} is {known.state} in terminal {known.terminal.hex()}: take a fresh one")
+    if tx.one("SELECT 1 FROM terminal WHERE enterprise_id = ? AND terminal = ?", (enterprise_id, terminal)) is None:
+        return False
+    found = get(tx, enterprise_id, terminal)
+    if (found.kind, found.state) != (kind, "active"):
+        raise Conflict(f"terminal {terminal.hex()} is a {found.state} {found.kind} terminal, not an active {kind} one")
+    if found.sam_serial not in (None, sam_serial, old):
+        assert found.sam_serial is not None
+        raise Conflict(f"terminal {terminal.hex()} has SAM {found.sam_serial.hex().upper()}: replace it (sam replace)")
+    return True
+
+
+def retire_sam(tx: Tx, operator: Operator, enterprise_id: int, sam_serial: bytes) -> None:
+    """A SAM was blocked: it is in no terminal and holds no key any more; a lost one stays lost. Raises Refused."""
+    require(operator, Permission.TERMINAL_MANAGE, enterprise_id)
+    note_sam_keys(tx, enterprise_id, sam_serial, ())
+    known = sams(tx, enterprise_id).get(sam_serial)
+    if known is None or known.state == "retired":
+        return
+    if known.state == "active":
+        tx.execute(
+            "UPDATE terminal_sam SET state = 'retired' WHERE enterprise_id = ? AND sam_serial = ?",
+            (enterprise_id, sam_serial),
+        )
+    serial = sam_serial.hex().upper()
+    _note(tx, enterprise_id, Event.TERMINAL_CHANGED, operator, known.terminal, sam=serial, state_to="retired")
+
+
 def lose_sam(tx: Tx, operator: Operator, enterprise_id: int, sam_serial: bytes, since_ms: int) -> None:
     """Report a SAM lost: listed, and settlement refuses its records from ``since_ms`` on; a later time changes nothing.
 
@@ -171,11 +210,28 @@ def sams(tx: Tx, enterprise_id: int) -> dict[bytes, Sam]:
     return {row[0]: Sam(row[0], row[1], TerminalKind(row[2]), row[3], row[4]) for row in rows}
 
 
+def sam(tx: Tx, enterprise_id: int, sam_serial: bytes) -> Sam:
+    """One SAM that is or was in a terminal. Raises NotFound."""
+    found = sams(tx, enterprise_id).get(sam_serial)
+    if found is None:
+        raise NotFound(f"enterprise {enterprise_id} has no terminal with SAM {sam_serial.hex().upper()}: register it")
+    return found
+
+
 def note_sam_keys(tx: Tx, enterprise_id: int, sam_serial: bytes, keys: Iterable[SamKey]) -> None:
     """Write down what a SAM lists, in place of what was known of it."""
     tx.execute("DELETE FROM sam_key WHERE enterprise_id = ? AND sam_serial = ?", (enterprise_id, sam_serial))
     rows = [(enterprise_id, sam_serial, key.purpose, key.version, key.kcv, tx.now_ms) for key in keys]
     tx.executemany("INSERT INTO sam_key VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+def sam_keys(tx: Tx, enterprise_id: int, sam_serial: bytes) -> list[Row]:
+    """What a SAM was last seen to hold: purpose, version, kcv, loaded_ms."""
+    return tx.all(
+        "SELECT purpose, version, kcv, loaded_ms FROM sam_key WHERE enterprise_id = ? AND sam_serial = ?"
+        " ORDER BY purpose, version",
+        (enterprise_id, sam_serial),
+    )
 
 
 def sam_versions(tx: Tx, enterprise_id: int) -> dict[int, set[bytes]]:

@@ -40,6 +40,7 @@ AUTHENTICATING = (Purpose.TERMINAL, Purpose.RECHARGE)
 PROTECTING = (Purpose.MAINTENANCE, Purpose.PIN_UNBLOCK)
 ENCIPHER, MAC_WITH_IV = 0x00, 0x05
 """P1 of 80FA (card.md §7.6)."""
+LIST_KEYS = Command(0x80, 0xEA, 0x00, 0x00, le=0)
 SESSION_LOST = (SW.INVALID_STATE, SW.CONDITIONS)
 HEALTHY = (SW.MAC_WRONG, SW.CONDITIONS, SW.KEY_INDEX, SW.KEY_NOT_FOUND, SW.COUNTER_FULL)
 """Refusals of a SAM that is well; after any other it is opened anew (its PIN state may be gone)."""
@@ -176,6 +177,31 @@ class Host(Sam, Protocol):
         """Whether this host has the keys of a purpose; what it has not, another host proves."""
 
 
+def list_keys(sam: Transport) -> list[SamKey]:
+    """LIST KEYS of a SAM that nobody opened: purpose, version, algorithm, check value of each key (keys.md)."""
+    return _key_lines(exchange(sam, LIST_KEYS))
+
+
+def _key_lines(raw: bytes) -> list[SamKey]:
+    if len(raw) % 6:
+        raise FormatError(f"the SAM lists its keys in {len(raw)} bytes, no multiple of 6")
+    return [SamKey(raw[i], raw[i + 1], raw[i + 2], raw[i + 3 : i + 6]) for i in range(0, len(raw), 6)]
+
+
+def wants_pin(sam: Transport) -> bool:
+    """Whether a SAM, DF 1001 current, wants its terminal's PIN; costs no try.
+
+    A derivation of type 0 is always refused: with 6982 before the PIN, with 6985 otherwise (card.md §7.5, keys.md).
+    """
+    try:
+        exchange(sam, Command(0x80, 0x1A, 0x00, 0x00))
+    except StatusError as e:
+        if e.sw in (SW.SECURITY, SW.CONDITIONS):
+            return e.sw == SW.SECURITY
+        raise
+    raise FormatError("the SAM derives keys of type 0, which none may")
+
+
 class CardSam:
     """A PSAM behind a transport. Opening selects, reads who it is, verifies the terminal's PIN, lists its keys.
 
@@ -211,10 +237,7 @@ class CardSam:
 
     def keys(self) -> list[SamKey]:
         """LIST KEYS: purpose, version, algorithm and check value of each key (keys.md)."""
-        raw = self._ask(Command(0x80, 0xEA, 0x00, 0x00, le=0))
-        if len(raw) % 6:
-            raise FormatError(f"the SAM lists its keys in {len(raw)} bytes, no multiple of 6")
-        return [SamKey(raw[i], raw[i + 1], raw[i + 2], raw[i + 3 : i + 6]) for i in range(0, len(raw), 6)]
+        return _key_lines(self._ask(LIST_KEYS))
 
     def card_answer(self, factor: bytes, version: int, challenge: bytes) -> bytes:
         """See :class:`Sam`. 801A with type 7, then 80FA (card.md §7.5, §7.6)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from cardlib.crypto import Algorithm
-from cardlib.errors import FormatError, Refused
+from cardlib.errors import Conflict, FormatError, Refused
 from cardlib.iso7816 import MAC_SIZE
 from cardlib.profile import KeySpec, Purpose, load_profile
 from cardlib.sam import LOADED_USAGE
@@ -187,6 +187,15 @@ def expect_place(wanted: Delivery, key_type: int, kid: int) -> None:
     if p1 not in places or p2 != kid:
         name = wanted.purpose.name.lower()
         raise Refused("key_usage", f"a {name} key is type {key_type:02X}, kid {kid:02X}: not {p1:02X}/{p2:02X}")
+
+
+def require_enterprise(keys: KeySource, enterprise_id: int) -> None:
+    """Raise Conflict when these are another enterprise's keys, before a card or SAM is touched."""
+    if keys.enterprise_id != enterprise_id:
+        raise Conflict(
+            f"these are keys of enterprise {keys.enterprise_id}, the card or SAM is enterprise {enterprise_id}'s:"
+            " take its own mother card"
+        )
 
 
 def sealed_by(

@@ -50,7 +50,7 @@ from cardlib.purse import (
 from cardlib.records import DEFAULT_OFFSET_MIN, Transaction, local_when, tac_input
 from cardlib.sam import Host
 from cardlib.transport import Transport
-from keymgmt.delivery import KeySource, sealed_by
+from keymgmt.delivery import KeySource, require_enterprise, sealed_by
 from keymgmt.steps import ADD, Payload, StepJournal, authenticates, put_key, require_card
 
 APP_TYPE = 0x03
@@ -143,6 +143,7 @@ def personalise(
     be proven, OutcomeUnknown when the card was pulled away during the payment of zero: present it again.
     """
     plan.check()
+    require_enterprise(station.keys, plan.enterprise_id)
     require_card(card, plan.serial)
     _select(card, plan)
     if _under_slot_key(card, plan, station):

@@ -10,6 +10,7 @@ from cardlib.errors import ConfigError, Conflict
 from console import Hex, Noun, Session, pass_session
 from simulator import image
 from simulator.card import Card, ScriptedRandom
+from simulator.mothercard import MotherCard
 from simulator.sam import SamCard
 from simulator.vpcd import HOST, Slot
 
@@ -76,22 +77,33 @@ def _serving(kind: type[Card], name: str) -> None:
 
 _serving(Card, "card")
 _serving(SamCard, "sam")
+_serving(MotherCard, "mother")
+_serving(Card, "authentication")
+KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card}
+"""What ``make`` can make beside cards; an authentication card is a card whose serial says so (keys.md)."""
 
 
 @command.command()
 @click.argument("target", type=FILE)
 @click.option("--description", type=FILE, help="TOML description (docs/simulator.md).")
 @click.option("--sam", is_flag=True, help="Make a SAM.")
+@click.option("--mother", is_flag=True, help="Make a mother card.")
+@click.option("--authentication", is_flag=True, help="Make an authentication card.")
 @click.option("--transport-key", type=Hex(), help="Be vendor-fresh with this simulated key.")
 @pass_session
-def make(session: Session, target: Path, description: Path | None, sam: bool, transport_key: bytes | None) -> None:
+def make(
+    session: Session, /, target: Path, description: Path | None, transport_key: bytes | None, **wanted: bool
+) -> None:
     """Write the image of a new simulated card to TARGET, to be used as --reader sim:TARGET."""
     if target.exists():
         raise Conflict(f"{target} exists: nothing was changed")
+    kinds = [KINDS[name] for name, given in wanted.items() if given]
+    if len(kinds) > 1:
+        raise ConfigError("a chip is one thing: give one of --sam, --mother, --authentication")
     if description is not None:
         card = image.parse(_text(description))
     else:
-        card = _made(SamCard if sam else Card, None, b"", transport_key)
+        card = _made(kinds[0] if kinds else Card, None, b"", transport_key)
     if not session.dry_run:
         image.save(card, target)
     session.emit({"image": target, "kind": card.KIND}, f"{target} holds a new {card.KIND}")

@@ -45,6 +45,7 @@ from simulator.files import (
 )
 from simulator.handlers import Refusal, keys, structure
 from simulator.handlers.files import check_record
+from simulator.mothercard import MotherCard
 from simulator.nvm import MEMORY_BYTES, Nvm
 from simulator.sam import COUNTER_FID, DF_FILES, MF_FILES, SAM_DF, SAM_DF_NAME, TERMINAL_FID, SamCard, SamKey
 from simulator.snapshot import unseal, write_file
@@ -476,7 +477,7 @@ def keep(card: Card, path: Path) -> None:
 
 
 def load(path: Path, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False) -> Card:
-    """The card or SAM of an image file. Raises ConfigError when it can't be read, FormatError when it is none."""
+    """The chip of an image file. Raises ConfigError when it can't be read, FormatError when it is none."""
     try:
         image = path.read_bytes()
     except OSError as e:
@@ -485,9 +486,9 @@ def load(path: Path, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: b
 
 
 def restore(image: bytes, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False) -> Card:
-    """The card or SAM of a snapshot, whichever it is. Raises FormatError."""
+    """The chip of a snapshot, whichever it is. Raises FormatError."""
     kind = unseal(image).get("kind")
-    for cls in (Card, SamCard):
+    for cls in (Card, SamCard, MotherCard):
         if kind == cls.KIND:
             return cls.restore(image, random_bytes, t0=t0)
     raise FormatError(f"the image holds a {kind!r}, which this program does not know")

@@ -765,8 +765,6 @@ def test_torn_sam_goes_on(office: Office) -> None:
     """A SAM torn while it is made is finished under the same request id, with the serial that it had."""
     office.vendor("sam-2", SamCard)
     args = ["sam", "personalize", "310000000506", "--kind", "pos"]
-    first = office.at("sam-2", "sam", "personalize", "310000000506", "--kind", "pos", "--dry-run", code=2)
-    assert "--serial" in first["message"]
     for step in (20, 60, 100):
         office.cut_at = step
         assert office.at("sam-2", *args, request_id="s1", code=5)["exit"] == 5
@@ -775,7 +773,7 @@ def test_torn_sam_goes_on(office: Office) -> None:
     office.vendor("sam-3", SamCard)
     after = office.at("sam-3", "sam", "personalize", "310000000507", "--kind", "pos")
     assert int(after["sam"][:14], 16) == int(made["sam"][:14], 16) + 1
-    assert office.at("sam-2", *args, "--serial", made["sam"])["sam"] == made["sam"]
+    assert office.at("sam-2", *args)["sam"] == made["sam"]
 
 
 def test_torn_payment(office: Office) -> None:
