@@ -71,6 +71,7 @@ class Event(StrEnum):
     KEY_CEREMONY = "key.ceremony"
     KEY_MOVED = "key.moved"
     KEY_STORE_HEAD = "key.store_head"
+    MOTHER_CARD = "key.mother_card"
     DATABASE = "database.changed"
 
 
