@@ -68,6 +68,7 @@ class Event(StrEnum):
     LEDGER_SEALED = "ledger.sealed"
     KEY_CHANGED = "key.changed"
     KEY_USED = "key.used"
+    MOTHER_CARD = "key.mother_card"
     DATABASE = "database.changed"
 
 

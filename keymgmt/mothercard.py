@@ -274,13 +274,16 @@ def _prove_mother(
 # What both sides ask
 
 
-def card_of_kind(card: Transport, kind: CardKind) -> bytes:
-    """Serial of the card, when it is washed and of this kind; leaves the MF selected. Raises Conflict."""
+def card_of_kind(card: Transport, kind: CardKind, *, finished: bool = True) -> bytes:
+    """Serial of the card, when it is of this kind, and washed or ``finished`` false; leaves the MF selected.
+
+    Raises Conflict.
+    """
     name = kind.name.lower()
     identity = read_identity(card)
     if identity is None or identity.serial[0] != kind:
         raise Conflict(f"no {name} card there: put the {name} card into its reader")
-    if not identity.wash_version:
+    if finished and not identity.wash_version:
         raise Conflict(f"{name} card {identity.serial.hex().upper()} was not made to its end: make it again")
     return identity.serial
 

@@ -29,6 +29,8 @@ SECRETS = {
     "KEY_PASSPHRASE": SECRET,
     "TRANSPORT_KEY": "606162636465666768696A6B6C6D6E6F",
     "SAM_PIN": "13579B",
+    "MOTHER_PIN": "975310",
+    "AUTHENTICATION_PIN": "864200",
     "HOLDER_PIN": "135790",
 }
 ENTERPRISE = 5
@@ -75,6 +77,9 @@ ARGUMENTS: dict[str, list[str]] = {
     "blacklist export": ["file"],
     "key make": ["card", "2"],
     "key state": ["card", "2", "active"],
+    "key mother make": ["--authentication-reader", "sim:b"],
+    "key mother list": ["--authentication-reader", "sim:b"],
+    "key mother limit": ["card", "5"],
     "settle collect": ["file"],
     "settle close-day": ["2026-01-01"],
     "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],
@@ -89,6 +94,8 @@ OPEN = {
     "demo": "works on an installation of its own, which it throws away",
     "sim card": "simulated hardware",
     "sim sam": "simulated hardware",
+    "sim mother": "simulated hardware",
+    "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
     "apdu atr": "whoever holds a card and a reader can do this",
@@ -106,6 +113,8 @@ _TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
 OPEN_ARGUMENTS: dict[str, list[str]] = {
     "sim card": ["--vpcd-port", "9"],
     "sim sam": ["--vpcd-port", "9"],
+    "sim mother": ["--vpcd-port", "9"],
+    "sim authentication": ["--vpcd-port", "9"],
     "sim make": ["card.img"],
     "apdu send": ["00840000 08"],
     "terminal pay": ["1", *_TILL],

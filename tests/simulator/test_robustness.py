@@ -12,17 +12,22 @@ from cardlib.errors import FormatError
 from simulator import image, snapshot
 from simulator.card import Card
 from simulator.files import Df
+from simulator.mothercard import MotherCard
 from simulator.sam import SamCard
 from tests.simulator.desk import TRANSPORT_KEY, Desk, at_home, card_key, zeros
+from tests.simulator.test_mothercard import MotherDesk
 from tests.simulator.test_sam import sam_desk
 
-INSTRUCTIONS = sorted({code & 0xFF for code in SamCard.handlers} | {0x00, 0xFF, 0x2C, 0xCA, 0x70})
+INSTRUCTIONS = sorted(
+    {code & 0xFF for kind in (SamCard, MotherCard) for code in kind.handlers} | {0x00, 0xFF, 0x2C, 0xCA, 0x70}
+)
 SETTINGS = settings(max_examples=150, deadline=None)
 CARD_IMAGE = at_home().card.snapshot()
 SAM_IMAGE = sam_desk().card.snapshot()
 FRESH_IMAGE = Card.vendor_fresh(TRANSPORT_KEY).snapshot()
 BLANK_IMAGE = Card.blank().snapshot()
-IMAGES = (CARD_IMAGE, SAM_IMAGE, FRESH_IMAGE, BLANK_IMAGE)
+MOTHER_IMAGE = MotherDesk().card.snapshot()
+IMAGES = (CARD_IMAGE, SAM_IMAGE, MOTHER_IMAGE, FRESH_IMAGE, BLANK_IMAGE)
 
 
 @st.composite
@@ -32,7 +37,7 @@ def commands(draw: st.DrawFn) -> bytes:
     ins = draw(st.sampled_from(INSTRUCTIONS))
     near = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 9, 0x39, 0x3A, 0x3F, 0x95, 0x97, 0xB8, 0xBC, 0xC4))
     p1, p2 = draw(st.one_of(near, st.integers(0, 255))), draw(st.one_of(near, st.integers(0, 255)))
-    sizes = st.sampled_from((0, 2, 4, 6, 7, 8, 11, 14, 15, 20, 21, 25, 28, 36))
+    sizes = st.sampled_from((0, 2, 4, 6, 7, 8, 11, 14, 15, 16, 20, 21, 24, 25, 28, 32, 36))
     size = draw(sizes)
     data = draw(st.binary(min_size=size, max_size=size))
     tail = draw(st.sampled_from((b"", b"\0", b"\4", b"\x08", b"\x10")))
@@ -46,7 +51,7 @@ def selected(raw: bytes, t0: bool) -> Card:
     for name in ("00A40000023F01", "00A40000021001"):
         card.transceive(bytes.fromhex(name))
     if not card.no_mf:
-        card.reach(9)
+        card.reach(2 if isinstance(card, MotherCard) else 9)
     return card
 
 
@@ -117,7 +122,7 @@ def values(body: object) -> list[tuple[Any, Any]]:
 
 @SETTINGS
 @given(
-    st.sampled_from((CARD_IMAGE, SAM_IMAGE)),
+    st.sampled_from((CARD_IMAGE, SAM_IMAGE, MOTHER_IMAGE)),
     st.data(),
     st.one_of(st.none(), st.integers(-5, 1 << 40), st.binary(max_size=40), st.lists(st.integers(0, 300), max_size=3)),
 )
