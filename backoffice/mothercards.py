@@ -65,7 +65,7 @@ def _replace(tx: Tx, actor: Operator, held: Pair, *, again: bool) -> None:
         begun = "was begun: put it in to go on" if held.state == "making" else "exists: an enterprise has one"
         raise Conflict(f"{name} {begun}. If it is lost or never got its serial, give --again")
     tx.execute("UPDATE mother_card SET state = 'replaced', changed_ms = ? WHERE serial = ?", (tx.now_ms, held.serial))
-    note(tx, held.enterprise_id, actor, held.serial, "replaced")
+    note(tx, actor, held.serial, "replaced", enterprise=held.enterprise_id)
 
 
 def made(tx: Tx, actor: Operator, pair: Pair, wash_version: int) -> None:
@@ -73,10 +73,10 @@ def made(tx: Tx, actor: Operator, pair: Pair, wash_version: int) -> None:
     for serial in (pair.serial, pair.authentication_serial):
         chips.register(tx, actor, serial, wash_version=wash_version)
     tx.execute("UPDATE mother_card SET state = 'made', changed_ms = ? WHERE serial = ?", (tx.now_ms, pair.serial))
-    note(tx, pair.enterprise_id, actor, pair.serial, "made")
+    note(tx, actor, pair.serial, "made", enterprise=pair.enterprise_id)
 
 
-def note(tx: Tx, enterprise_id: int, actor: Operator, serial: bytes, what: str, **details: int | str) -> None:
-    """Write what happened with a mother card into the audit log."""
+def note(tx: Tx, actor: Operator, serial: bytes, what: str, **details: int | str) -> None:
+    """Write what happened with a mother card into the platform's audit log."""
     subject = f"card:{serial.hex().upper()}"
-    audit.record(tx, enterprise_id, Event.MOTHER_CARD, actor.name, subject, outcome=what, **details)
+    audit.record(tx, PLATFORM, Event.MOTHER_CARD, actor.name, subject, outcome=what, **details)

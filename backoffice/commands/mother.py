@@ -200,7 +200,8 @@ def list_command(session: Session, office: Installation, authentication_reader: 
         require_enterprise(keys, office.scope)
     lines = keys.lines()
     with office.platform.write() as tx:
-        mothercards.note(tx, keys.enterprise_id, office.operator, keys.serial, "listed", count=len(lines))
+        details = {"enterprise": keys.enterprise_id, "count": len(lines)}
+        mothercards.note(tx, office.operator, keys.serial, "listed", **details)
     session.emit(_rows(lines))
 
 
@@ -219,7 +220,7 @@ def limit(session: Session, office: Installation, purpose: str, count: int, key_
             return {"mother": card_of_kind(card, CardKind.MOTHER), "purpose": purpose, "left": count, "dry_run": True}
         serial = set_limit(card, wanted, count, office.keys, key_version)
         with office.platform.write() as tx:
-            mothercards.note(tx, PLATFORM, office.operator, serial, "limit", purpose=purpose, count=count)
+            mothercards.note(tx, office.operator, serial, "limit", purpose=purpose, count=count)
         return {"mother": serial, "purpose": purpose, "left": count}
 
     asked = {"purpose": purpose, "count": count}

@@ -49,7 +49,7 @@ def run(office: Office, *args: str, mother: str = "mother", other: str = "authen
     return office.at(mother, "key", "mother", *args, *more, **options)
 
 
-def left(office: Office, **options: Any) -> dict[str, int]:
+def left(office: Office, **options: Any) -> dict[str, int | None]:
     return {row["purpose"]: row["left"] for row in run(office, "list", **options)}
 
 
