@@ -72,6 +72,12 @@ def verb(path: str, command: click.Command) -> Iterator[str]:
         yield "\n".join(items) + "\n"
 
 
+def verbs(path: str, group: click.Group) -> Iterator[str]:
+    """The lines of all commands of a group, of groups within it too."""
+    for name, inner in sorted(group.commands.items()):
+        yield from verbs(f"{path} {name}", inner) if isinstance(inner, click.Group) else verb(f"{path} {name}", inner)
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD, "\n".join(line(p) for p in cli.root.params if isinstance(p, click.Option)) + "\n"]
@@ -81,8 +87,7 @@ def page() -> str:
         assert command is not None
         if isinstance(command, click.Group):
             parts.append(f"## {noun}\n\n{inspect.cleandoc(command.help or '')}\n")
-            for name, inner in sorted(command.commands.items()):
-                parts += verb(f"{noun} {name}", inner)
+            parts += verbs(noun, command)
         else:
             first, *rest = verb(noun, command)
             parts += [first[1:], *rest]

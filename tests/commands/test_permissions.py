@@ -29,6 +29,7 @@ SECRETS = {
     "KEY_PASSPHRASE": SECRET,
     "TRANSPORT_KEY": "606162636465666768696A6B6C6D6E6F",
     "SAM_PIN": "13579B",
+    "BATCH_KEY": "70" * 32,
     "HOLDER_PIN": "135790",
 }
 ENTERPRISE = 5
@@ -50,6 +51,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "member leave": ["M1"],
     "member export": ["file.csv"],
     "card issue": ["M1"],
+    "card batch receive": ["file"],
+    "card batch show": ["b1"],
     "card issue-batch": ["b1", "--pin-sheet", "pins"],
     "card show": [SERIAL],
     "card lose": [SERIAL],
@@ -87,6 +90,7 @@ OPEN = {
     "sim card": "simulated hardware",
     "sim sam": "simulated hardware",
     "sim make": "simulated hardware",
+    "sim batch": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
     "apdu atr": "whoever holds a card and a reader can do this",
     "terminal pay": "the till's own: its SAM is its authority",
@@ -104,6 +108,7 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "sim card": ["--vpcd-port", "9"],
     "sim sam": ["--vpcd-port", "9"],
     "sim make": ["card.img"],
+    "sim batch": ["chips"],
     "apdu send": ["00840000 08"],
     "terminal pay": ["1", *_TILL],
     "terminal undo": _TILL,
