@@ -122,11 +122,9 @@ class Washing:
     def _look(self, card: Transport) -> Found:
         chip = self._chip(card)
         sam = self.wish.kind is CardKind.SAM
-        serial, washed = _sam_found(card) if _is_sam(card) else _card_found(card)
         if _is_sam(card) != sam:
-            raise Conflict(
-                "this is a SAM: wash it with onecard sam wash" if not sam else "this is no SAM: onecard card wash"
-            )
+            raise Conflict("this is no SAM: onecard card wash" if sam else "this is a SAM: onecard sam wash")
+        serial, washed = (sam_serial(card) or b"", False) if sam else _card_found(card)
         with self.office.platform.read() as tx:
             batch = batches.of_chip(tx, chip) if chip else None
             if self.wish.batch_id is not None:
@@ -272,7 +270,8 @@ class Washing:
     def _done(self, found: Found, serial: bytes, state: str) -> dict[str, Any]:
         batch = found.batch[0].batch if found.batch else None
         with self.office.platform.write() as tx:
-            if state == "washed" or chips.find(tx, serial) is None:
+            known = chips.find(tx, serial)
+            if known is None or not known.wash_version:
                 chips.register(tx, self.office.operator, serial, found.chip, batch, WASH_VERSION)
         name = "sam" if found.kind is CardKind.SAM else "card"
         return {
@@ -306,10 +305,6 @@ def _is_sam(card: Transport) -> bool:
             raise Conflict("this chip has no MF, or it is blocked: its vendor must initialise it first") from e
         return False
     return True
-
-
-def _sam_found(card: Transport) -> tuple[bytes, bool]:
-    return sam_serial(card) or b"", False
 
 
 def _card_found(card: Transport) -> tuple[bytes, bool]:

@@ -5,7 +5,7 @@ UTF-8, a line each, ended by LF; hexadecimal in capitals; nothing else is accept
     onecard batch 1
     vendor: Example Chips
     batch: EX-2026-07
-    kind: cpu-card              rfid-sim, cpu-card, sam, mother-card or authentication-card
+    kind: cpu-card              rfid-sim, cpu-card, sam, mother or authentication
     algorithm: 3des             or sm4
     wrapping: aes-256-gcm
     check: 8B0A7C               check value of the batch key
