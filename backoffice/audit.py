@@ -1,19 +1,19 @@
 """The audit log: typed events, append-only, hash-chained in batches (design.md, ideas 9; books.md, Books).
 
 Events are appended without a chain, so that writers don't wait for one row. :func:`seal` numbers and hashes
-all since its last run; :func:`verify` proves the sealed part and counts the rest. A hash is SHA-256(previous
-hash || canonical CBOR of the event and its number). Who keeps a :class:`Head` elsewhere notices truncation.
+all since its last run; :func:`verify` proves the sealed part and counts the rest. A hash is SHA-256(hash before,
+as 64 hex digits || the event's line of text), so that an export can be checked by anybody who has ``sha256sum``
+(docs/keys.md, Audit). Who keeps a :class:`Head` elsewhere notices truncation.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from enum import StrEnum, unique
 from hashlib import sha256
 from typing import NamedTuple, Self
-
-import cbor2
 
 from backoffice.database import Row, Tx
 from cardlib.errors import CheckFailed, FormatError
@@ -198,9 +198,25 @@ def entries(tx: Tx, enterprise_id: int, *, subject: str = "", after: str = "", l
     ]
 
 
-def _hash(previous: bytes, number: int, row: Row) -> bytes:
+def export(tx: Tx, enterprise_id: int) -> Iterator[str]:
+    """The sealed part as lines ``hash of 64 hex digits, space, line``; a line is what :func:`_line` says.
+
+    Each hash is SHA-256 over the hash before (64 zeros at first) and the line: nothing else is needed to check it.
+    """
+    for row in tx.execute(
+        "SELECT * FROM audit_event WHERE enterprise_id = ? AND number IS NOT NULL ORDER BY number", (enterprise_id,)
+    ):
+        yield f"{row['hash'].hex()} {_line(row['number'], row)}"
+
+
+def _line(number: int, row: Row) -> str:
+    """An event as one line of ASCII JSON: format, enterprise, number, id, UTC ms, event, actor, subject, details."""
     content = (
         FORMAT, row["enterprise_id"], number, row["event_id"], row["at_ms"], row["event"], row["actor"],
-        row["subject"], row["details"],
+        row["subject"], json.loads(row["details"]),
     )  # fmt: skip
-    return sha256(previous + cbor2.dumps(content, canonical=True)).digest()
+    return json.dumps(content, separators=(",", ":"), sort_keys=True)
+
+
+def _hash(previous: bytes, number: int, row: Row) -> bytes:
+    return sha256((previous.hex() + _line(number, row)).encode()).digest()

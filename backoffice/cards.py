@@ -15,7 +15,7 @@ from typing import NamedTuple
 from backoffice import audit, blacklists, chips, jobs, ledger, members, outbox, reconcile
 from backoffice.audit import Event
 from backoffice.chips import CardState
-from backoffice.database import Row, Tx
+from backoffice.database import Database, Row, Tx
 from backoffice.enterprises import Setting, number_setting, setting
 from backoffice.jobs import Result
 from backoffice.ledger import Entry, card_account
@@ -32,7 +32,8 @@ from cardlib.transport import Transport
 from keymgmt.personalise import PersonalPlan, personalise
 from keymgmt.retire import retire
 from keymgmt.slot import SlotPlan, open_slot
-from keymgmt.steps import read_identity
+from keymgmt.steps import StepJournal, read_identity
+from keymgmt.store import KeyStore
 from keymgmt.wash import WashPlan, wash
 
 WASH_VERSION = 1
@@ -439,16 +440,36 @@ def _open(office: Office, work: Work, serial: bytes, card: Transport, member: Me
             chips.register(tx, actor, serial, wash_version=WASH_VERSION)
         if member.phone_number:
             _bind(tx, serial, member, replaces, work.info.actor)
-        if actor is not None:
-            slot = chips.reserve_slot(tx, actor, serial, office.enterprise_id)
-        else:
-            slot = _open_slot_of(tx, serial, office.enterprise_id)
-    if actor is not None and slot.state != "open":
-        plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm())
-        open_slot(card, plan, office.store, PhaseSteps(work))
-        with office.platform.write() as tx:
-            chips.slot_opened(tx, actor, serial, office.enterprise_id)
+        if actor is None:
+            return _open_slot_of(tx, serial, office.enterprise_id).number
+        slot = chips.reserve_slot(tx, actor, serial, office.enterprise_id)
+    plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm())
+    _open_reserved(office.platform, actor, card, slot, plan, office.store, PhaseSteps(work))
     return slot.number
+
+
+def prepare_slot(
+    platform: Database, actor: Operator, card: Transport, plan: SlotPlan, store: KeyStore, steps: StepJournal
+) -> int:
+    """The platform opens an enterprise's slot on a washed card, unless it is open; returns its number (keys.md, Slots).
+
+    Raises Refused ``permission``, ``no_slot``; NotFound for a card that the platform does not know; what the card says.
+    """
+    with platform.write() as tx:
+        slot = chips.reserve_slot(tx, actor, plan.serial, plan.enterprise_id)
+    _open_reserved(platform, actor, card, slot, plan, store, steps)
+    return slot.number
+
+
+def _open_reserved(
+    platform: Database, actor: Operator, card: Transport, slot: chips.Slot, plan: SlotPlan, store: KeyStore,
+    steps: StepJournal,
+) -> None:  # fmt: skip
+    if slot.state == "open":
+        return
+    open_slot(card, plan, store, steps)
+    with platform.write() as tx:
+        chips.slot_opened(tx, actor, plan.serial, plan.enterprise_id)
 
 
 def _open_slot_of(tx: Tx, serial: bytes, enterprise_id: int) -> chips.Slot:

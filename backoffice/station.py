@@ -28,7 +28,7 @@ from cardlib.purse import CardSession, initialize_load, initialize_purchase, ope
 from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis
 from cardlib.sam import Host
 from cardlib.transport import Transport
-from keymgmt.delivery import StoreKeys
+from keymgmt.delivery import KeySource, StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
 from keymgmt.personalise import Station
@@ -129,11 +129,19 @@ class PhaseSteps:
 
 
 @dataclass(frozen=True, slots=True)
+class IssuingStation:
+    """Issuing without a key store: keys from a mother card, everything else by the issuing SAM (keys.md)."""
+
+    keys: KeySource
+    host: Host
+
+
+@dataclass(frozen=True, slots=True)
 class Office:
     """Everything the flows need: databases, keys, clock, randomness.
 
     ``platform_operator`` acts for the platform (washing, slots) where both are one organisation; ``initial`` is
-    the vendor's key of cards that are not washed yet.
+    the vendor's key of cards that are not washed yet. With ``issuing`` cards are personalised without ``store``.
     """
 
     platform: Database
@@ -147,6 +155,7 @@ class Office:
     offset_min: int = DEFAULT_OFFSET_MIN
     key_set: int = 1
     label: str = "ONECARD"
+    issuing: IssuingStation | None = None
     _kept: local = field(default_factory=local, repr=False, compare=False)
 
     def host(self) -> SoftSam:
@@ -169,19 +178,35 @@ class Office:
 
     def algorithm(self) -> Algorithm:
         """Algorithm of the enterprise's keys."""
+        if self.issuing:
+            return next(line.algorithm for line in self.issuing.keys.lines() if line.version == self.key_set)
         return self.store.handle(KeyRef(Purpose.CONTROL, self.key_set, self.enterprise_id)).algorithm
 
+    def source(self) -> KeySource:
+        """What fills key files: the key store, or the mother card of a station without one."""
+        return self.issuing.keys if self.issuing else StoreKeys(self.store, self.enterprise_id)
+
     def ready(self, tx: Tx) -> None:
-        """Register the office as a terminal, once."""
+        """Register the office as a terminal, once. Raises Refused ``sam`` where an issuing SAM is not registered."""
+        found = registry.sams(tx, self.enterprise_id)
+        if self.issuing:
+            info = self.issuing.host.info()
+            sam = found.get(info.serial)
+            if sam is None or (sam.terminal, sam.kind, sam.state) != (info.terminal, TerminalKind.ISSUING, "active"):
+                name, terminal = info.serial.hex().upper(), info.terminal.hex().upper()
+                raise Refused(
+                    "sam", f"issuing SAM {name} is not in use here: onecard terminal register {terminal} --kind issuing"
+                )
+            return
         serial = office_serial(self.enterprise_id)
-        if serial not in registry.sams(tx, self.enterprise_id):
+        if serial not in found:
             actor = Operator(self.enterprise_id, "office", Role.ADMINISTRATOR)
             registry.register(tx, actor, self.enterprise_id, OFFICE_TERMINAL, TerminalKind.OFFICE, "office")
             registry.fit_sam(tx, actor, self.enterprise_id, OFFICE_TERMINAL, serial)
 
     def desk(self, work: Work, account: str = "") -> Desk:
         """What one job works with at the reader; money it moves stands against ``account``."""
-        return Desk(self, work, self.host(), account)
+        return Desk(self, work, self.issuing.host if self.issuing else self.host(), account)
 
 
 @dataclass(slots=True)
@@ -190,7 +215,7 @@ class Desk:
 
     office: Office
     work: Work
-    host: SoftSam
+    host: Host
     account: str
     _foreign: dict[int, str] = field(default_factory=dict)
     _proofs: list[Transaction] = field(default_factory=list)
@@ -199,8 +224,12 @@ class Desk:
         """The same for :mod:`keymgmt`."""
         office = self.office
         steps = PhaseSteps(self.work)
-        keys = StoreKeys(office.store, office.enterprise_id)
-        return Station(self.host, keys, steps, self, office.now_ms, office.random_bytes, office.offset_min)
+        return Station(self.host, office.source(), steps, self, office.now_ms, office.random_bytes, office.offset_min)
+
+    @property
+    def terminal(self) -> bytes:
+        """Under which number this desk moves money: the office's, or that of its issuing SAM."""
+        return self.host.info().terminal
 
     def order(self, serial: bytes, purse: Purse, amount_fen: int) -> str:
         """Request id under which this job moves an amount; the same move of the same job is the same order."""
@@ -256,7 +285,8 @@ class Desk:
     def prove_new(self, tx: Tx, serial: bytes) -> None:
         """Write the payments of zero that proved a new application, checked as they were made (keys.md, Washing).
 
-        Its certain records begin after them: torn attempts of zero before leave no gap.
+        Its certain records begin after them: torn attempts of zero before leave no gap. Where the TAC key was not at
+        hand, settlement checks them.
         """
         enterprise_id, last = self.office.enterprise_id, self._proofs[-1]
         self.office.ready(tx)
@@ -265,9 +295,10 @@ class Desk:
             entries.append(self._next(tx, entries, Event.INTENT, None, journals.intent_of(move)))
             entries.append(self._next(tx, entries, Event.COMMITTED, entries[-1].seq, move))
         hashes = [entry.previous for entry in entries[1:]] + [entries[-1].hash]
-        journals.take(tx, enterprise_id, OFFICE_TERMINAL, entries, hashes)
+        journals.take(tx, enterprise_id, self.terminal, entries, hashes)
+        checked = "verdict = 'posted', genuine = 1, booked = 'yes', open = 0, " if self.host.holds(Purpose.TAC) else ""
         tx.execute(
-            "UPDATE transaction_record SET verdict = 'posted', genuine = 1, booked = 'yes', chained = 1, open = 0"
+            f"UPDATE transaction_record SET {checked}chained = 1"
             " WHERE enterprise_id = ? AND card_serial = ? AND open = 1 AND amount_fen = 0",
             (enterprise_id, serial),
         )
@@ -290,20 +321,20 @@ class Desk:
         else:
             last = tx.one(
                 "SELECT last_seq, last_hash FROM journal_span WHERE enterprise_id = ? AND terminal = ?",
-                (self.office.enterprise_id, OFFICE_TERMINAL),
+                (self.office.enterprise_id, self.terminal),
             )
-            seq, previous = (last[0], last[1]) if last else (0, genesis(self.office.enterprise_id, OFFICE_TERMINAL))
+            seq, previous = (last[0], last[1]) if last else (0, genesis(self.office.enterprise_id, self.terminal))
         return JournalEntry(seq + 1, event, ref, move, reason, self.office.now_ms(), previous)
 
     def _append(self, tx: Tx, event: Event, ref: int | None, move: Transaction | None, reason: str = "") -> int:
         entry = self._next(tx, [], event, ref, move, reason)
-        journals.take(tx, self.office.enterprise_id, OFFICE_TERMINAL, [entry], [entry.hash])
+        journals.take(tx, self.office.enterprise_id, self.terminal, [entry], [entry.hash])
         return entry.seq
 
     def _intent(self, tx: Tx, ref: int) -> Transaction:
         row = tx.one(
             "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND terminal = ? AND journal_seq = ?",
-            (self.office.enterprise_id, OFFICE_TERMINAL, ref),
+            (self.office.enterprise_id, self.terminal, ref),
         )
         if row is None:
             raise NotFound(f"the office's journal has no intent {ref}")
@@ -322,7 +353,7 @@ class Desk:
                 (enterprise_id, card_serial, int(Outcome.UNKNOWN)),
             ):
                 ref = row["journal_seq"]
-                if row["terminal"] != OFFICE_TERMINAL:
+                if row["terminal"] != self.terminal:
                     ref = -1 - len(self._foreign)
                     self._foreign[ref] = row["record_id"]
                 found.append((ref, journals.load_move(tx, enterprise_id, row["record_id"])))

@@ -11,7 +11,7 @@ from cardlib.errors import FormatError, Refused
 from cardlib.iso7816 import MAC_SIZE
 from cardlib.profile import KeySpec, Purpose, load_profile
 from cardlib.sam import LOADED_USAGE
-from keymgmt.handle import KeyHandle
+from keymgmt.handle import KeyHandle, UseLog
 from keymgmt.keys import PLATFORM_PURPOSES, KeyRef, KeyState
 from keymgmt.steps import ADD, Payload
 from keymgmt.store import KeyStore
@@ -24,6 +24,9 @@ SAM_PIN = KeySpec("sam pin", Purpose.PIN, 0x3A, (0,), "mf", "F0080333")
 """The terminal's PIN: changed only after the control key was proven (MF state 8), three tries."""
 CONTROLS = (Purpose.SLOT, Purpose.CONTROL, Purpose.SAM_CONTROL)
 """Keys that others are written under: the control byte of DELIVER KEY."""
+
+UNDELIVERED = PLATFORM_PURPOSES | {Purpose.SLOT, Purpose.SAM_CONTROL}
+"""The platform's keys, and those that an enterprise only writes under."""
 
 
 class KeyLine(NamedTuple):
@@ -57,7 +60,7 @@ class Delivery:
         """Raises FormatError when no target could want this, Refused ``key_usage`` for keys that are not delivered."""
         if len(self.header) != 4 or len(self.serial) != 8 or len(self.challenge) not in (4, 8):
             raise FormatError("a delivery has a header of 4 bytes, a serial of 8, a challenge of 4 or 8")
-        if self.under not in CONTROLS or self.purpose in (Purpose.SLOT, Purpose.SAM_CONTROL):
+        if self.under not in CONTROLS or self.purpose in UNDELIVERED:
             raise Refused("key_usage", f"no {self.purpose.name.lower()} key goes under the {self.under.name.lower()}")
         if (self.purpose is Purpose.PIN) != (2 <= len(self.pin) <= 8):
             raise FormatError("a PIN of 2 to 8 bytes goes with purpose pin, and with no other")
@@ -125,8 +128,6 @@ class StoreKeys:
         if wanted.under is Purpose.SAM_CONTROL:
             return self._for_sam(wanted, under)
         spec = load_profile().key(wanted.purpose)
-        if spec.level != "adf":
-            raise Refused("key_usage", f"the {spec.name} key belongs to no application")
         expect_place(wanted, spec.key_type, spec.kid(wanted.version))
         key = self._key(wanted.purpose, wanted.version, wanted.serial)
         record_header = spec.header(wanted.version, key.algorithm)
@@ -143,6 +144,37 @@ class StoreKeys:
 
     def _key(self, purpose: Purpose, version: int, *factors: bytes) -> KeyHandle:
         return self.store.handle(KeyRef(purpose, version, self.enterprise_id), *factors)
+
+
+class AuditedKeys:
+    """A mother card's keys with each use told, as a key store tells them itself (keys.md, Key store)."""
+
+    def __init__(self, keys: KeySource, uses: UseLog) -> None:
+        self._keys, self._uses = keys, uses
+
+    def __repr__(self) -> str:
+        return f"<AuditedKeys {self._keys!r}>"
+
+    @property
+    def enterprise_id(self) -> int:
+        """See :class:`KeySource`."""
+        return self._keys.enterprise_id
+
+    def lines(self) -> Sequence[KeyLine]:
+        """See :class:`KeySource`."""
+        return self._keys.lines()
+
+    def cryptogram(self, control: Purpose, version: int, serial: bytes, challenge: bytes) -> bytes:
+        """See :class:`KeySource`."""
+        self._uses.count(KeyRef(control, version, self.enterprise_id))
+        return self._keys.cryptogram(control, version, serial, challenge)
+
+    def deliver(self, wanted: Delivery) -> bytes:
+        """See :class:`KeySource`."""
+        self._uses.count(KeyRef(wanted.under, wanted.under_version, self.enterprise_id))
+        if wanted.purpose is not Purpose.PIN:
+            self._uses.count(KeyRef(wanted.purpose, wanted.version, self.enterprise_id))
+        return self._keys.deliver(wanted)
 
 
 def expect_place(wanted: Delivery, key_type: int, kid: int) -> None:

@@ -22,7 +22,18 @@ from typing import IO, Any, NamedTuple, Self
 
 from cardlib.errors import CheckFailed, Conflict, DatabaseError, FormatError, NotFound
 from cardlib.profile import Purse
-from cardlib.records import Event, JournalEntry, JournalFile, Note, Report, Transaction, genesis, pending
+from cardlib.records import (
+    Event,
+    JournalEntry,
+    JournalFile,
+    Note,
+    PassageReport,
+    PunchReport,
+    Report,
+    Transaction,
+    genesis,
+    pending,
+)
 from terminals.policy import LastPayment, Leg, Operation
 from terminals.reasons import Reason
 
@@ -543,6 +554,15 @@ class Journal:
         """Add a note to the chain and return its sequence. Raises DatabaseError."""
         with self._write():
             return self._append(Event.RECORD, None, Note(code, text))
+
+    def report(self, record: PunchReport | PassageReport) -> int:
+        """Add a punch or a passage to the chain and return its sequence.
+
+        Raises Refused ``storage_full``, DatabaseError: then nothing may follow from it.
+        """
+        self._need_room()
+        with self._write():
+            return self._append(Event.RECORD, None, record)
 
     def entry(self, seq: int) -> JournalEntry:
         """One entry of the chain. Raises NotFound when it is not there (any more), CheckFailed when it is damaged."""

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from cardlib.errors import OneCardError, StatusError
-from cardlib.iso7816 import external_authenticate, get_challenge, pin_bytes, tries_left, verify_pin
-from cardlib.profile import Purse, load_profile
+from cardlib.errors import OneCardError
+from cardlib.profile import Purse
 from cardlib.purse import balance, composite_debit, debit, load, undo_offline
 from cardlib.transport import Transport
 from terminals.journal import Job, JobState, LegState
@@ -86,22 +85,11 @@ class Pos(Terminal):
         return self.receipt(self.journal.finish(now) if now.state is JobState.OPEN else now)
 
     def _verify_pin(self, tap: Tap, pin: Callable[[], str | None]) -> None:
-        """The holder's PIN, then the terminal again: the PIN's state may not write counters (profile.md)."""
+        """The holder's PIN, or the reason why there is none."""
         digits = pin()
         if digits is None:
             raise Reason.PIN_REQUIRED.refusal()
-        try:
-            verify_pin(tap.card, pin_bytes(digits))
-        except StatusError as e:
-            left = tries_left(e)
-            if left is None:
-                raise
-            if left == 0:
-                raise Reason.PIN_LOCKED.refusal() from None
-            raise Reason.PIN_WRONG.refusal(f"{left} tries left") from None
-        session = tap.session
-        cryptogram = tap.sam.authenticate(self.purpose, session.factor, session.version, get_challenge(tap.card))
-        external_authenticate(tap.card, load_profile().key(self.purpose).kid(session.version), cryptogram)
+        self.verify_pin(tap, digits)
 
     # --- undo ------------------------------------------------------------------------------------------------
 

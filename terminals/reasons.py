@@ -51,6 +51,12 @@ class Reason(Enum):
     PIN_REQUIRED = ("pin_required", "请输入密码", "enter the PIN")
     PIN_WRONG = ("pin_wrong", "密码错误", "wrong PIN")
     PIN_LOCKED = ("pin_locked", "密码已锁", "the PIN is locked")
+    # the door
+    NOT_THIS_DOOR = ("not_this_door", "无此门权限", "no right to pass this door")
+    OUTSIDE_SCHEDULE = ("outside_schedule", "非通行时段", "outside the hours of this card")
+    ANTI_PASSBACK = ("anti_passback", "防潜回", "the card is on the other side already")
+    INTERLOCK = ("interlock", "互锁门未关", "another door stands open")
+    FIRST_CARD = ("first_card", "首卡未刷", "nobody with the first card was here today")
     # the undo
     NOTHING_TO_UNDO = ("nothing_to_undo", "无可撤销交易", "there is no payment to undo")
     UNDO_OTHER_CARD = ("undo_other_card", "非上笔消费卡", "not the card of the last payment")

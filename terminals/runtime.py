@@ -28,8 +28,16 @@ from cardlib.errors import (
     StatusError,
     TransportError,
 )
-from cardlib.iso7816 import read_record, update_record
-from cardlib.profile import DayCounters, Purpose
+from cardlib.iso7816 import (
+    external_authenticate,
+    get_challenge,
+    pin_bytes,
+    read_record,
+    tries_left,
+    update_record,
+    verify_pin,
+)
+from cardlib.profile import DayCounters, Purpose, load_profile
 from cardlib.purse import CardSession, MoneyRequest, identify, open_application, recover
 from cardlib.records import Outcome, Transaction, local_when
 from cardlib.sam import Host, Sam
@@ -327,6 +335,24 @@ class Terminal:
             if e.reason == Reason.APPLICATION_BLOCKED.code:
                 self._close_blocked(card, sam)
             raise
+
+    def verify_pin(self, tap: Tap, digits: str) -> None:
+        """The holder's PIN, then the terminal again: the PIN's state may not write records (profile.md).
+
+        Raises Refused ``pin_wrong`` with the tries left, ``pin_locked``, FormatError for what can't be a PIN.
+        """
+        try:
+            verify_pin(tap.card, pin_bytes(digits))
+        except StatusError as e:
+            left = tries_left(e)
+            if left is None:
+                raise
+            if left == 0:
+                raise Reason.PIN_LOCKED.refusal() from None
+            raise Reason.PIN_WRONG.refusal(f"{left} tries left") from None
+        session = tap.session
+        cryptogram = tap.sam.authenticate(self.purpose, session.factor, session.version, get_challenge(tap.card))
+        external_authenticate(tap.card, load_profile().key(self.purpose).kid(session.version), cryptogram)
 
     # --- facts -----------------------------------------------------------------------------------------------
 

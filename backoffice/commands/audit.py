@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ from backoffice.commands.base import act, permitted
 from backoffice.database import PLATFORM, Database, Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
-from console import Noun, Session
+from console import Noun, Session, write_new
 
 
 @click.group(cls=Noun)
@@ -59,6 +60,26 @@ def seal(session: Session, office: Installation) -> None:
 
     outcome = act(session, _database(office), office.scope, "audit seal", {}, action)
     session.emit(outcome, outcome["head"])
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@permitted(Permission.AUDIT_EXPORT)
+def export(session: Session, office: Installation, file: Path) -> None:
+    """Write the sealed events to FILE, a line each with its hash: checked with sha256sum, without this program.
+
+    A line is 64 hex digits, a space and JSON; the digits are the SHA-256 of the digits before (64 zeros at first)
+    and the JSON. The last digits are the head that `audit seal` printed.
+    """
+    with _database(office).read() as tx:
+        proof = audit.verify(tx, office.scope)
+        data = {"file": file, "events": proof.sealed, "unsealed": proof.unsealed, "head": proof.head.encode()}
+        if session.dry_run:
+            session.emit(data | {"dry_run": True}, f"would write {proof.sealed} events")
+            return
+        write_new(file, "".join(f"{line}\n" for line in audit.export(tx, office.scope)).encode())
+    waiting = f"; {proof.unsealed} wait for `audit seal`" if proof.unsealed else ""
+    session.emit(data, f"{file}: {proof.sealed} events, head {data['head']}{waiting}")
 
 
 @command.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +164,36 @@ def test_head_as_text(db: Database) -> None:
     for text in ("", "5", "5:00", "x:" + "0" * 64, f"-1:{'0' * 64}"):
         with pytest.raises(FormatError):
             Head.decode(text)
+
+
+CHECK = """
+previous=0000000000000000000000000000000000000000000000000000000000000000
+while read -r hash line; do
+    [ "$(printf %s "$previous$line" | sha256sum | cut -c 1-64)" = "$hash" ] || { echo "broken: $line"; exit 1; }
+    previous=$hash
+done
+echo "$previous"
+"""
+"""What docs/keys.md gives an auditor: nothing of this project's."""
+
+
+def check_export(lines: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", "-c", CHECK], input="".join(lines), capture_output=True, text=True, check=False)
+
+
+def test_export_is_checked_without_our_code(db: Database) -> None:
+    """A shell with sha256sum proves an export up to the sealed head, and finds a changed, missing or moved line."""
+    head = sealed(db)
+    with db.read() as tx:
+        lines = [f"{line}\n" for line in audit.export(tx, ONE)]
+    assert check_export(lines).stdout.strip() == head.hash.hex()
+    for bad in (lines[1:], [*lines[:2], *lines[3:]], [lines[1], lines[0], *lines[2:]],
+                [lines[0].replace('"lost"', '"found"'), *lines[1:]]):  # fmt: skip
+        assert bad != lines
+        assert check_export(bad).returncode == 1
+
+
+def test_export_is_in_the_guide() -> None:
+    """The guide shows the very check that is tested here."""
+    guide = (Path(__file__).parents[2] / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert CHECK.strip().removesuffix('echo "$previous"') in guide

@@ -75,6 +75,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "blacklist export": ["file"],
     "key make": ["card", "2"],
     "key state": ["card", "2", "active"],
+    "audit export": ["file"],
     "settle collect": ["file"],
     "settle close-day": ["2026-01-01"],
     "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],

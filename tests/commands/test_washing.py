@@ -70,7 +70,7 @@ def test_batch_of_cards(office: Office, kind: str) -> None:
     shown = office("card", "batch", "show", "chips")["chips"]
     assert {row["card"] for row in shown} == {row["card"] for row in rows}
     assert {row["state"] for row in shown} == {"washed"}
-    at(office, card, "card", "slot")
+    at(office, card, "card", "open-slot")
     assert at(office, card, "card", "issue", "E001")["card"] == done["card"]
 
 

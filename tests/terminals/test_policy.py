@@ -28,6 +28,7 @@ from terminals.policy import (
     uncounted,
 )
 from terminals.reasons import BY_CODE, Reason
+from tests.terminals.test_doors import CASES as DOOR_CASES
 
 NOW = 1_790_000_000_000  # 2026-09-21 in UTC and at +08:00
 CARD = bytes.fromhex("0101000000000123")
@@ -132,7 +133,8 @@ def test_each_limit_itself_is_still_allowed(facts: Facts, rules: Rules) -> None:
 
 def test_every_reason_has_a_case() -> None:
     """No reason exists that neither policy gives nor a test of the terminals meets."""
-    assert {case[0] for case in CASES} | OUTSIDE_POLICY == set(Reason)
+    cases = {case[0] for case in (*CASES, *DOOR_CASES)}
+    assert cases | OUTSIDE_POLICY == set(Reason)
     assert not {case[0] for case in CASES} & OUTSIDE_POLICY
 
 
