@@ -19,7 +19,7 @@ from cardlib.errors import CheckFailed, ConfigError, OneCardError
 from cardlib.profile import CardKind
 from cardlib.transport import Transport
 from console import Noun, Session
-from keymgmt.batchfile import MAX_BYTES, read_batch
+from keymgmt.batchfile import ALGORITHMS, MAX_BYTES, read_batch
 
 KINDS = {"cpu-card": CardKind.CPU_CARD, "rfid-sim": CardKind.RFID_SIM}
 Act = Callable[..., None]
@@ -118,7 +118,7 @@ def wash_many(session: Session, office: Installation, wish: Wish) -> None:
     if wish.batch_id is not None:
         with office.platform.read() as tx:
             batch = batches.get(tx, wish.batch_id)
-        total = batch.cards - batch.washed
+        total = batch.cards
     rows: list[dict[str, Any]] = []
     name = "sam" if wish.kind is CardKind.SAM else "card"
     for place, card in _each(session):
@@ -215,7 +215,8 @@ def _state(wash_version: int | None) -> str:
 
 def _row(one: batches.Batch) -> dict[str, Any]:
     head = one.head
+    algorithm = next(name for name, known in ALGORITHMS.items() if known is head.algorithm)
     return {
-        "batch": head.batch, "vendor": head.vendor, "kind": NAMES[head.kind], "algorithm": head.algorithm.name.lower(),
+        "batch": head.batch, "vendor": head.vendor, "kind": NAMES[head.kind], "algorithm": algorithm,
         "chips": one.cards, "washed": one.washed, "key_check": head.check.hex().upper(), "one_key": bool(head.wrapped),
     }  # fmt: skip
