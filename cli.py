@@ -43,10 +43,10 @@ NOUNS = {
     "enterprise": "backoffice.commands.enterprise",
     "operator": "backoffice.commands.operator",
     "member": "backoffice.commands.member",
-    "card": "backoffice.commands.card backoffice.commands.slot",
+    "card": "backoffice.commands.card backoffice.commands.wash backoffice.commands.slot",
     "wallet": "backoffice.commands.wallet",
     "terminal": "backoffice.commands.terminal terminals.commands",
-    "sam": "backoffice.commands.sam",
+    "sam": "backoffice.commands.sam backoffice.commands.samwash",
     "blacklist": "backoffice.commands.blacklist",
     "key": "backoffice.commands.key backoffice.commands.ceremony backoffice.commands.mother"
     " backoffice.commands.rotation",

@@ -47,6 +47,7 @@ class Event(StrEnum):
     MEMBER_CHANGED = "member.changed"
     NUMBER_BOUND = "number.bound"
     NUMBER_RELEASED = "number.released"
+    BATCH_RECEIVED = "batch.received"
     CARD_REGISTERED = "card.registered"
     CARD_WASHED = "card.washed"
     SLOT_OPENED = "card.slot_opened"

@@ -90,22 +90,40 @@ def next_serial(tx: Tx, kind: CardKind, platform: int = 1) -> bytes:
     return make_serial(kind, platform, number - 1)
 
 
+def was_given(tx: Tx, serial: bytes) -> bool:
+    """Whether a serial is one that this platform gave."""
+    number = tx.value(
+        "SELECT COALESCE(MAX(next), 0) FROM serial_counter WHERE kind = ? AND platform = ?", (serial[0], serial[1])
+    )
+    return int.from_bytes(serial[2:7], "big") < int(number)
+
+
+def of_chip(tx: Tx, chip: str) -> Card | None:
+    """The card that a chip became, or is becoming; None for a chip that was never begun."""
+    row = tx.one("SELECT serial FROM card WHERE chip = ?", (chip,))
+    return None if row is None else get(tx, row["serial"])
+
+
 def register(
     tx: Tx, actor: Operator, serial: bytes, chip: str | None = None, batch_id: str | None = None, wash_version: int = 0
 ) -> Card:
     """Write down a card that was washed (``wash_version`` above 0) or is about to be; the same again updates it.
 
-    Raises Conflict when the chip has another serial, FormatError for a mistyped serial.
+    Raises Conflict when the chip has another serial or the serial another chip, FormatError for a mistyped serial.
     """
     require(actor, Permission.CARD_WASH, PLATFORM)
     kind = check_serial(serial)
     twin = tx.one("SELECT serial FROM card WHERE chip = ? AND serial <> ?", (chip, serial))
     if twin is not None:
         raise Conflict(f"chip {chip} is card {twin['serial'].hex().upper()}")
+    known = find(tx, serial)
+    if known is not None and chip and known.chip not in (None, chip):
+        raise Conflict(f"card {serial.hex().upper()} is chip {known.chip}, not {chip}: one of them is a copy")
     state = CardState.WASHED if wash_version else CardState.BLANK
     tx.execute(
         "INSERT INTO card VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (serial) DO UPDATE SET"
         " wash_version = excluded.wash_version, changed_ms = excluded.changed_ms,"
+        " chip = COALESCE(card.chip, excluded.chip), batch_id = COALESCE(card.batch_id, excluded.batch_id),"
         " state = CASE WHEN card.state = 'blank' THEN excluded.state ELSE card.state END",
         (serial, int(kind), state.value, chip, batch_id, wash_version, tx.now_ms, tx.now_ms),
     )

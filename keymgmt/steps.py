@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cardlib.apdu import SW
+from cardlib.apdu import SW, Command
 from cardlib.crypto import Algorithm
 from cardlib.errors import Conflict, CryptoError, FormatError, StatusError
 from cardlib.iso7816 import (
@@ -26,14 +26,16 @@ from cardlib.iso7816 import (
     write_key_sealed,
 )
 from cardlib.profile import CardIdentity, FileSpec, load_profile
-from cardlib.transport import Transport
+from cardlib.transport import Transport, send
 from keymgmt.handle import KeyHandle
 
 ADD = 0x01
 OURS_TRIED = "our key tried"
+TRY_AGAIN = "told to try again"
 NOT_COUNTED = 15
 """Tries that a key with error counter FF answers (card.md §6.4)."""
-OURS_REFUSED = "our key refused"
+TRIES = 3
+"""Tries of a vendor's key that was never refused (card.md §12)."""
 Payload = Callable[[bytes, bytes], bytes]
 """``payload(header, challenge)``: E || MAC of WRITE KEY."""
 DF_ALGORITHM = {Algorithm.TDES: b"\xff\xff", Algorithm.SM4: b"\xff\x04"}
@@ -108,6 +110,22 @@ def read_identity(card: Transport) -> CardIdentity | None:
         raise
 
 
+def chip_number(card: Transport) -> str | None:
+    """The number that tells this chip from all others, in capital hexadecimal: what the vendor's batch file names.
+
+    GET MESSAGE of the card (card.md §7.8), else the UID that a contactless reader gives; None where neither is there.
+    A UID that the chip makes anew at each presentation (4 bytes from 08) is none.
+    """
+    answer = send(card, Command(0x80, 0xCA, 0, 0, le=0))
+    contactless = card.atr[:1] == b"\x3b" and card.atr[1] & 0xF0 == 0x80 and card.atr[2:4] == b"\x80\x01"
+    if answer.sw != SW.OK and contactless:
+        answer = send(card, Command(0xFF, 0xCA, 0, 0, le=0))
+        if len(answer.data) == 4 and answer.data[0] == 0x08:
+            return None
+    number = answer.data
+    return number.hex().upper() if answer.sw == SW.OK and 4 <= len(number) <= 16 else None
+
+
 def require_card(card: Transport, serial: bytes) -> CardIdentity:
     """Make sure that the washed card a job is for is in the field. Raises Conflict."""
     identity = read_identity(card)
@@ -150,26 +168,64 @@ def initial_holds(
     first try the vendor's comes first: right, it gives all tries back; against ours it costs none.
     """
     kcv = initial.kcv.hex().upper()
-    refused, known = f"initial key {kcv} refused", journal.steps(job)
+    known = journal.steps(job)
     tried_ours = OURS_TRIED in known
     if ours and not tried_ours:
         journal.done(job, OURS_TRIED)  # before: tears here must not cost the vendor's key one try each
         if authenticates(card, 0, ours):
             return False
+
+    def sent(challenge: bytes) -> bytes:
+        journal.done(job, _sent(kcv))  # before: a try whose answer is lost may have been counted
+        return initial.cryptogram(challenge)
+
     left = 0
-    if refused not in known:
-        left = attempt(card, 0, initial.cryptogram) or 0
+    if not was_refused(known, kcv):
+        left = attempt(card, 0, sent) or 0
         if not left:
+            journal.done(job, accepted(kcv))
             return True
         # Our key is in place when an earlier run got that far: only it is not counted, so this costs nothing.
         if ours and tried_ours and left == NOT_COUNTED and authenticates(card, 0, ours):
             return False
-        journal.done(job, refused)
+        journal.done(job, f"refused, {left} left")
+        journal.done(job, f"initial key {kcv} refused")
     tried = f"it was tried once, the card allows {left} more" if left else "it was tried once and is not tried again"
     raise CryptoError(
         f"the initial key with check value {kcv} is not this card's: {tried}. Look up the card's batch and wash it "
         "with that batch's key"
     )
+
+
+def was_refused(known: Sequence[str], kcv: str) -> bool:
+    """Whether a card's steps say that it refused the initial key with this check value (hexadecimal)."""
+    return f"initial key {kcv} refused" in known
+
+
+def may_try(known: Sequence[str], kcv: str, *, trusted: bool = True) -> bool:
+    """Whether a card keeps a try for later even if it refuses this key too, whatever happened in ``known``.
+
+    A try whose answer was lost counts. A key that this card accepted once (``trusted``: the steps are of this card
+    and no other) is right, so that it costs nothing.
+    """
+    left = TRIES
+    for step in known:
+        if step.endswith("accepted") or step == TRY_AGAIN:
+            left = TRIES
+        elif step == OURS_TRIED or step.endswith("sent"):
+            left -= 1
+        elif step.endswith(" left"):
+            left = int(step.split()[1])
+    return (trusted and accepted(kcv) in known) or left > 1  # one to be kept
+
+
+def _sent(kcv: str) -> str:
+    return f"initial key {kcv} sent"
+
+
+def accepted(kcv: str) -> str:
+    """The step that says that a card took the initial key with this check value."""
+    return f"initial key {kcv} accepted"
 
 
 def put_key(card: Transport, key_type: int, kid: int, payload: Payload) -> None:

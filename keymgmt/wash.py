@@ -13,10 +13,21 @@ from keymgmt.delivery import key_payload
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
 from keymgmt.softsam import protector
-from keymgmt.steps import Payload, StepJournal, authenticates, create_missing, initial_holds, put_key, read_identity
+from keymgmt.steps import (
+    NOT_COUNTED,
+    Payload,
+    StepJournal,
+    attempt,
+    authenticates,
+    create_missing,
+    initial_holds,
+    put_key,
+    read_identity,
+)
 from keymgmt.store import KeyStore
 
 CONTROL_KID = 0
+FOREIGN = "the card does not accept our control key: it was washed with another root or version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ def wash(card: Transport, plan: WashPlan, store: KeyStore, journal: StepJournal)
     if found and found.serial not in (plan.serial, bytes(8)):
         raise Conflict(f"the card has serial {found.serial.hex().upper()} already: continue with that one")
     if found and found.wash_version:
-        _prove_control(card, control)
+        prove_washed(card, found, plan.key_version, store, journal)
         journal.done(plan.job, "washed")
         return found
     if control.algorithm != plan.initial.algorithm:
@@ -83,6 +94,23 @@ def wash(card: Transport, plan: WashPlan, store: KeyStore, journal: StepJournal)
     update_binary(card, file, identity.encode(), protect=protector(line))
     journal.done(plan.job, "washed")
     return identity
+
+
+def prove_washed(card: Transport, found: CardIdentity, key_version: int, store: KeyStore, journal: StepJournal) -> None:
+    """Use our control key on a card that says it is washed, once: another platform's may count what it refuses.
+
+    Raises CryptoError when it is not this platform's.
+    """
+    control = store.handle(KeyRef(Purpose.CARD_CONTROL, key_version), found.serial)
+    job, step = f"card {found.serial.hex()}", f"our key {control.kcv.hex().upper()} refused"
+    if step in journal.steps(job):
+        raise CryptoError(f"{FOREIGN}; it was tried once and is not tried again")
+    select(card, MF)
+    left = attempt(card, CONTROL_KID, control.cryptogram)
+    if left is not None:
+        if left != NOT_COUNTED:
+            journal.done(job, step)
+        raise CryptoError(FOREIGN)
 
 
 def _replace_keys(
@@ -111,7 +139,7 @@ def _prove_control(card: Transport, control: KeyHandle) -> None:
     """Raises CryptoError when 39/00 of the MF is not the managed key of this serial."""
     select(card, MF)
     if not authenticates(card, CONTROL_KID, control.cryptogram):
-        raise CryptoError("the card does not accept our control key: it was washed with another root or version")
+        raise CryptoError(FOREIGN)
 
 
 def platform_login(card: Transport, store: KeyStore, serial: bytes, key_version: int) -> Protect:

@@ -12,7 +12,7 @@ from cardlib.crypto import Algorithm
 from cardlib.errors import CardRemoved, ConfigError, FormatError
 from simulator import snapshot
 from simulator.files import BLOCKED, UNBLOCKED, Df, Ef, KeyFile, KeyRecord, key_id
-from simulator.handlers import Counted, Handler, Refusal, files, keys, purse, security, structure
+from simulator.handlers import OK, Counted, Handler, Refusal, expect_le, files, keys, purse, security, structure
 from simulator.nvm import MEMORY_BYTES, Cell, Nvm, Power
 
 VENDOR_MF = bytes.fromhex("38FFFF080801")
@@ -22,6 +22,9 @@ CONTROL_HEADER = bytes.fromhex("39F0080833")
 
 GET_RESPONSE_HEAD = b"\x00\xc0"
 GET_RESPONSE, SELECT, GET_CHALLENGE, PROVE, APP_UNBLOCK, CREATE_FILE = 0xC0, 0xA4, 0x84, 0x5A, 0x18, 0xE0
+
+GET_CHIP = b"\x80\xca\x00\x00"
+"""GET MESSAGE (card.md §7.8): the number that the vendor gave the chip."""
 
 HISTORICAL = b"ONECARD"
 """Historical bytes of the ATR, of no real vendor."""
@@ -174,6 +177,8 @@ class Card:
                 self.nvm.recover(Power())
             memory, extra = snapshot.dump(self.nvm), self._extra()
         body = {"kind": self.KIND, "quirks": asdict(self.quirks), **memory, "extra": extra}
+        if self.chip:
+            body["chip"] = self.chip
         return snapshot.seal(body)
 
     @classmethod
@@ -185,6 +190,7 @@ class Card:
                 raise FormatError(f"the image holds a {body['kind']}, not a {cls.KIND}")
             card = cls(snapshot.load(body), random_bytes, quirks=Quirks(**body["quirks"]), t0=t0)
             card._restore_extra(body["extra"])
+            card.chip = snapshot.as_bytes(body.get("chip", b""))
         card.reset()
         return card
 
@@ -196,6 +202,16 @@ class Card:
         """Inverse of :meth:`_extra`."""
 
     # Volatile state ---------------------------------------------------------------------------------------------
+
+    @property
+    def chip(self) -> bytes:
+        """The number that the vendor gave the chip, told by GET MESSAGE; without one the chip knows no such command."""
+        number: bytes = self.nvm.root("chip", b"").value
+        return number
+
+    @chip.setter
+    def chip(self, number: bytes) -> None:
+        self.nvm.root("chip", b"").value = number
 
     @property
     def atr(self) -> bytes:
@@ -336,6 +352,9 @@ class Card:
             data, le = b"", (command[4] if size == 5 else None)
         else:
             raise Refusal(SW.LENGTH)
+        if command[:4] == GET_CHIP and self.chip and not data:
+            expect_le(le, len(self.chip))
+            return self.chip + OK
         cla, ins = command[0], command[1]
         handler = self.handlers.get(cla << 8 | ins)
         if handler is None:

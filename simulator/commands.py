@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from cardlib.errors import ConfigError, Conflict
-from console import Hex, Noun, Session, pass_session
+from console import Hex, Noun, Session, pass_session, write_new
 from simulator import image
 from simulator.card import Card, ScriptedRandom
 from simulator.mothercard import MotherCard
 from simulator.sam import SamCard
+from simulator.vendor import ALGORITHM_NAMES, KEY_BYTES, KIND_NAMES, Vendor
 from simulator.vpcd import HOST, Slot
 
 WAIT_MS = 10_000
@@ -107,3 +109,41 @@ def make(
     if not session.dry_run:
         image.save(card, target)
     session.emit({"image": target, "kind": card.KIND}, f"{target} holds a new {card.KIND}")
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--count", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many chips.")
+@click.option("--kind", type=click.Choice(list(KIND_NAMES)), default="cpu-card", show_default=True, help="Of chip.")
+@click.option("--algorithm", type=click.Choice(list(ALGORITHM_NAMES)), default="3des", help="Of transport keys.")
+@click.option("--vendor", default="Simulated Chips", show_default=True, help="Name in the batch file.")
+@click.option("--batch", "batch_id", default="SIM-1", show_default=True, help="Name of the batch.")
+@click.option("--one-key", is_flag=True, help="All chips have the same transport key.")
+@pass_session
+def batch(
+    session: Session, folder: Path, count: int, kind: str, algorithm: str, vendor: str, batch_id: str, one_key: bool
+) -> None:
+    """Be a vendor: put vendor-fresh chips as images into new FOLDER, with their batch file, batch.txt.
+
+    Asks for the batch key (64 hexadecimal digits) that the transport keys are wrapped under.
+    """
+    try:
+        key = bytes.fromhex(session.secret("batch key"))
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigError("a batch key has 64 hexadecimal digits")
+    if folder.exists():
+        raise Conflict(f"{folder} exists: nothing was changed")
+    seller = Vendor(vendor, batch_id, key, os.urandom, KIND_NAMES[kind], ALGORITHM_NAMES[algorithm])
+    cards, file = seller.deliver(count, one_key=one_key)
+    target = folder / "batch.txt"
+    if not session.dry_run:
+        folder.mkdir(parents=True)
+        for number, card in enumerate(cards, 1):
+            image.save(card, folder / f"{number:04}.img")
+        write_new(target, file)
+    session.emit(
+        {"file": target, "batch": batch_id, "chips": [card.chip for card in cards]},
+        f"{folder} holds {count} chips of batch {batch_id} and {target.name}",
+    )

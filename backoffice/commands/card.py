@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from backoffice import cards, chips, jobs, members
+from backoffice import cards, jobs, members
 from backoffice.cards import NewCard, State
-from backoffice.commands.base import act_outside, changing, open_card, permitted
+from backoffice.commands.base import changing, open_card, permitted
 from backoffice.database import PLATFORM
 from backoffice.installation import Installation
 from backoffice.jobs import Result
@@ -23,8 +23,6 @@ from cardlib.errors import CheckFailed, ConfigError, Conflict, OutcomeUnknown, R
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import CardKind
 from console import Hex, Noun, Session
-from keymgmt.steps import FileSteps, read_identity
-from keymgmt.wash import WashPlan, wash
 
 CARD = Hex(8)
 NO_DRY_RUN = "what a card does can't be tried out"
@@ -63,39 +61,6 @@ def _done(session: Session, act: Callable[[], Result]) -> None:
 
 def _new_pin(session: Session) -> bytes:
     return pin_bytes(session.secret("holder pin", new=True))
-
-
-@command.command("wash")
-@kind_option
-@click.option("--key-version", type=click.IntRange(1, 255), default=1, show_default=True, help="Key set.")
-@permitted(Permission.CARD_WASH, platform=True)
-def wash_command(session: Session, office: Installation, kind: str, key_version: int) -> None:
-    """Replace the vendor's keys of the card in --reader by the platform's, and give it its serial.
-
-    Asks for the vendor's transport key (hexadecimal). A wrong one is tried once. --dry-run shows the plan.
-    """
-    initial = office.initial_key()
-    today = datetime.fromtimestamp(office.clock() / 1000, UTC).date()
-
-    def action() -> dict[str, Any]:
-        card = session.open_card()
-        identity = read_identity(card)
-        known = identity.serial if identity is not None and any(identity.serial) else None
-        if session.dry_run:
-            plan = WashPlan("dry run", known or bytes(8), 1, today, key_version, initial)
-            lines = plan.lines() if known else ["give the card a new serial", *plan.lines()[1:]]
-            return {"plan": lines, "dry_run": True}
-        with office.platform.write() as tx:
-            serial = known or chips.next_serial(tx, KINDS[kind])
-        plan = WashPlan(serial.hex(), serial, 1, today, key_version, initial)
-        steps = session.keep(FileSteps(office.folder / "cards.steps"))
-        done = wash(card, plan, office.keys, steps)
-        with office.platform.write() as tx:
-            chips.register(tx, office.operator, serial, wash_version=done.wash_version)
-        return {"card": serial, "kind": kind, "wash_version": done.wash_version}
-
-    arguments = {"kind": kind, "key_version": key_version}
-    session.emit(act_outside(session, office.platform, PLATFORM, "card wash", arguments, action))
 
 
 @command.command()

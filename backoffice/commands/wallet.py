@@ -13,12 +13,12 @@ from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Permission
 from backoffice.station import Office
-from cardlib.errors import OutcomeUnknown
-from cardlib.iso7816 import MF, read_binary, select
+from cardlib.errors import OutcomeUnknown, Refused
 from cardlib.money import yuan
-from cardlib.profile import CardIdentity, Purse, load_profile
+from cardlib.profile import Purse
 from cardlib.transport import Transport
 from console import AMOUNT, Hex, Noun, Session
+from keymgmt.steps import read_identity
 
 Act = Callable[[Office, Transport, bytes], Result]
 card_option = click.option("--card", type=Hex(8), help="Serial that the card must have.")
@@ -29,13 +29,15 @@ def command() -> None:
     """Money to and from the card in the reader, and what the books say of it."""
 
 
-def _serial(card: Transport, expected: bytes | None) -> bytes:
+def _serial(card: Transport, expected: bytes | None, number: int) -> bytes:
     if expected is not None:
         return expected
     if isinstance(card, Absent):
         return card.serial
-    select(card, MF)
-    return CardIdentity.decode(read_binary(card, load_profile().file("identity").fid)).serial
+    identity = read_identity(card)
+    if identity is None or not identity.wash_version:
+        raise Refused("no_application", f"this card is not washed: no application of enterprise {number} yet")
+    return identity.serial
 
 
 def _at_reader(session: Session, office: Installation, expected: bytes | None, act: Act) -> None:
@@ -43,7 +45,7 @@ def _at_reader(session: Session, office: Installation, expected: bytes | None, a
     session.refuse_dry_run("money on a card can't be tried out")
     card = open_card(session, office)
     try:
-        outcome = act(office.office(), card, _serial(card, expected))
+        outcome = act(office.office(), card, _serial(card, expected, office.enterprise_id))
     except OutcomeUnknown as e:
         again = f"{e}. Present the same card and run the same command again: money moves once"
         raise OutcomeUnknown(e.journal_id, again) from e

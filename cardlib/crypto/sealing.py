@@ -9,6 +9,8 @@ from hmac import compare_digest, digest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -62,6 +64,13 @@ def verify_hmac(key: bytes, message: bytes, tag: bytes, what: str) -> None:
     """Compare in constant time. Raises MacMismatch naming ``what``."""
     if not compare_digest(hmac_sha256(key, message), tag):
         raise MacMismatch(f"{what} is wrong")
+
+
+def aes_check_value(key: bytes) -> bytes:
+    """Check value of an AES key: first 3 bytes of AES-CMAC over 16 zero bytes (keys.md, Hierarchy)."""
+    mac = CMAC(AES(key))
+    mac.update(bytes(16))
+    return mac.finalize()[:3]
 
 
 def seal(key: bytes, plaintext: bytes, aad: bytes, random_bytes: Callable[[int], bytes]) -> bytes:

@@ -31,6 +31,7 @@ SECRETS = {
     "SAM_PIN": "13579B",
     "MOTHER_PIN": "975310",
     "AUTHENTICATION_PIN": "864200",
+    "BATCH_KEY": "70" * 32,
     "HOLDER_PIN": "135790",
 }
 ENTERPRISE = 5
@@ -52,6 +53,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "member leave": ["M1"],
     "member export": ["file.csv"],
     "card issue": ["M1"],
+    "card batch receive": ["file"],
+    "card batch show": ["b1"],
     "card issue-batch": ["b1", "--pin-sheet", "pins"],
     "card show": [SERIAL],
     "card lose": [SERIAL],
@@ -107,6 +110,7 @@ OPEN = {
     "sim mother": "simulated hardware",
     "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
+    "sim batch": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
     "apdu atr": "whoever holds a card and a reader can do this",
     "terminal pay": "the till's own: its SAM is its authority",
@@ -126,6 +130,7 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "sim mother": ["--vpcd-port", "9"],
     "sim authentication": ["--vpcd-port", "9"],
     "sim make": ["card.img"],
+    "sim batch": ["chips"],
     "apdu send": ["00840000 08"],
     "terminal pay": ["1", *_TILL],
     "terminal undo": _TILL,
