@@ -29,8 +29,9 @@ def command(session: Session, module: Path | None, label: str | None) -> None:
     """
     if (module is None) != (label is None):
         raise ConfigError("--hsm and --token go together: the module's file and the token's label")
-    token = keystores.choose(session.db, Token(module.absolute(), label) if module and label is not None else None)
     office = open_installation(session)
+    office.require_none()
+    token = keystores.choose(session.db, Token(module.absolute(), label) if module and label is not None else None)
     made = {"directory": session.db, "operator": session.operator, "token": token.label if token else None}
     where = f"{session.db}, its keys in token {token.label}" if token else f"{session.db}"
     if token is not None:
@@ -39,7 +40,6 @@ def command(session: Session, module: Path | None, label: str | None) -> None:
         token.check()
         find_token(token.module, token.label)
     if session.dry_run:
-        office.require_none()
         session.emit({**made, "dry_run": True}, f"would make an installation in {where}")
         return
     secret = session.secret("operator secret", new=True)
