@@ -20,7 +20,7 @@ from cardlib.errors import BadKcv, ConfigError, Conflict, CryptoError, FormatErr
 from cardlib.profile import Purpose, issuer_id, load_profile
 from cardlib.sam import LOADED_USAGE
 from keymgmt.delivery import Delivery, KeySource, StoreKeys, protected
-from keymgmt.handle import FLUSH_USES, KeyHandle
+from keymgmt.handle import FLUSH_USES, SHARE, KeyHandle
 from keymgmt.keys import PLATFORM_PURPOSES, TRANSITIONS, KeyInfo, KeyRef, KeyState
 from keymgmt.personalise import personalise
 from keymgmt.pkcs11 import CHUNK, Pkcs11Store
@@ -243,14 +243,16 @@ def test_sm4_is_the_file_stores(place: Place, store: SharedStore) -> None:
 
 
 def test_one_call_for_many_cards(store: SharedStore) -> None:
-    """The keys of many cards in one call are those of one call each, over the size of one call to a module too."""
+    """The keys of many cards in one call are those of one call each, beyond a module's call and a core's share."""
     add(store)
-    cards = CHUNK // 16 + 3
+    cards = 3 * SHARE // 8 + 5
+    assert cards > CHUNK // 16
     serials = [number.to_bytes(8, "big") for number in range(cards)]
     batch = store.handle(OURS).derive_many(serials)
     assert len(batch) == cards
-    for at in (0, 1, CHUNK // 16 - 1, CHUNK // 16, cards - 1):
+    for at in (0, 1, CHUNK // 16 - 1, CHUNK // 16, SHARE // 8, cards // 2, cards // 2 + 1, cards - 1):
         assert batch[at].mac(b"same?") == store.handle(OURS, serials[at]).mac(b"same?")
+    assert [key.kcv for key in batch[-3:]] == [store.handle(OURS, serial).kcv for serial in serials[-3:]]
     assert len(store.handle(OURS).derive_many([])) == 0
 
 
