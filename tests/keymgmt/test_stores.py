@@ -7,7 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -355,24 +356,29 @@ print(made)
         assert all(seen.handle(info.ref).kcv == info.kcv for info in seen.list())
 
 
-# What fills cards and SAMs: a mother card can be a third kind here.
+# What fills cards and SAMs.
 
 
-class Source:
-    """The keys of one enterprise, filled with the rig's roots; ``left`` is what a line says of deliveries left."""
+@contextmanager
+def _store_keys(kind: str, folder: Path) -> Iterator[KeySource]:
+    place = Place(kind, folder)
+    try:
+        yield StoreKeys(Rig(folder, store=place.open()).store, ENTERPRISE)
+    finally:
+        place.close()
 
-    def __init__(self, keys: KeySource, rig: Rig) -> None:
-        self.keys = keys
-        self.rig = rig
+
+SOURCES: dict[str, Callable[[Path], AbstractContextManager[KeySource]]] = {
+    kind: partial(_store_keys, kind) for kind in KINDS
+}
+"""Kinds of sources: each is given a folder, and is filled with versions 1 and 2 of the rig's roots (``master``)."""
 
 
-@pytest.fixture(params=KINDS)
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KeySource]:
     """One enterprise's keys, from each kind of source."""
-    made = Place(request.param, tmp_path)
-    rig = Rig(tmp_path, store=made.open())
-    yield Source(StoreKeys(rig.store, ENTERPRISE), rig)
-    made.close()
+    with SOURCES[request.param](tmp_path) as keys:
+        yield keys
 
 
 CHALLENGE = bytes.fromhex("A1B2C3D4")
@@ -394,7 +400,7 @@ def sealed(under: Any, header: bytes, record: bytes, challenge: bytes = CHALLENG
 
 
 @pytest.mark.parametrize("challenge", [CHALLENGE, CHALLENGE * 2], ids=["4", "8"])
-def test_card_keys_are_delivered(source: Source, challenge: bytes) -> None:
+def test_card_keys_are_delivered(source: KeySource, challenge: bytes) -> None:
     """Every key of an application goes out as card.md §6.4 has it, by adding and by replacing."""
     for spec in ADF_KEYS:
         for version in (1, 2):
@@ -404,44 +410,45 @@ def test_card_keys_are_delivered(source: Source, challenge: bytes) -> None:
                 header = bytes([0x84, 0xD4, p1, kid])
                 wanted = Delivery(spec.purpose, version, header, under_purpose, 1, SERIAL, challenge)
                 record = spec.header(version, key.algorithm) + key._value
-                assert source.keys.deliver(wanted) == sealed(under, header, record, challenge)
+                assert source.deliver(wanted) == sealed(under, header, record, challenge)
 
 
-def test_pins_are_delivered(source: Source) -> None:
+def test_pins_are_delivered(source: KeySource) -> None:
     """A PIN goes out under the control key of a card or SAM, enciphered and MACed."""
     spec = load_profile().key(Purpose.PIN)
     header = bytes([0x84, 0xD4, 0x01, spec.kid(1)])
     wanted = Delivery(Purpose.PIN, 1, header, Purpose.CONTROL, 1, SERIAL, CHALLENGE, b"\x12\x34\x56")
     under = key_of(Purpose.CONTROL)
     record = spec.header(1, Algorithm.TDES) + b"\x12\x34\x56".ljust(8, b"\xff")
-    assert source.keys.deliver(wanted) == sealed(under, header, record)
+    assert source.deliver(wanted) == sealed(under, header, record)
     handle = KeyHandle(under, "control")
-    assert source.keys.deliver(wanted) == protected(handle, header, record, CHALLENGE, encrypt=True)
+    assert source.deliver(wanted) == protected(handle, header, record, CHALLENGE, encrypt=True)
 
 
-def test_sam_keys_are_delivered(source: Source) -> None:
+def test_sam_keys_are_delivered(source: KeySource) -> None:
     """An enterprise's key goes into a SAM, under that SAM's control key alone."""
     under, header = key_of(Purpose.SAM_CONTROL, serial=SAM_SERIAL), bytes.fromhex("84D40000")
     for purpose, usage in LOADED_USAGE.items():
         wanted = Delivery(purpose, 1, header, Purpose.SAM_CONTROL, 1, SAM_SERIAL, CHALLENGE)
         record = bytes([usage, 1, Algorithm.TDES]) + key_of(purpose, serial=None)._value
-        assert source.keys.deliver(wanted) == sealed(under, header, record)
+        assert source.deliver(wanted) == sealed(under, header, record)
 
 
-def test_cryptograms(source: Source) -> None:
+def test_cryptograms(source: KeySource) -> None:
     """The keys that others go under answer a challenge; no other key does."""
     for control, serial in ((Purpose.SLOT, SERIAL), (Purpose.CONTROL, SERIAL), (Purpose.SAM_CONTROL, SAM_SERIAL)):
         expected = key_of(control, 2, serial).cryptogram(CHALLENGE)
-        assert source.keys.cryptogram(control, 2, serial, CHALLENGE) == expected
+        assert source.cryptogram(control, 2, serial, CHALLENGE) == expected
     for purpose in (Purpose.PURCHASE, Purpose.TAC):
         with pytest.raises(Refused) as refused:
-            source.keys.cryptogram(purpose, 1, SERIAL, CHALLENGE)
+            source.cryptogram(purpose, 1, SERIAL, CHALLENGE)
         assert refused.value.reason == "key_usage"
 
 
-def test_lines(source: Source) -> None:
+def test_lines(source: KeySource) -> None:
     """Each key that can be delivered is listed once, with its check value; nothing of the platform is."""
-    lines = source.keys.lines()
+    assert source.enterprise_id == ENTERPRISE
+    lines = source.lines()
     assert [(line.purpose, line.version) for line in lines] == sorted((line.purpose, line.version) for line in lines)
     listed = {(line.purpose, line.version): line for line in lines}
     assert len(listed) == len(lines)
@@ -453,10 +460,10 @@ def test_lines(source: Source) -> None:
     assert not PLATFORM_PURPOSES & {line.purpose for line in lines}
 
 
-def test_wrong_places_and_references(source: Source) -> None:
+def test_wrong_places_and_references(source: KeySource) -> None:
     """A key goes only where its purpose says, under a control key, and only when it is there."""
     good = Delivery(Purpose.LOAD, 1, bytes.fromhex("84D40101"), Purpose.CONTROL, 1, SERIAL, CHALLENGE)
-    assert source.keys.deliver(good)
+    assert source.deliver(good)
     into_sam = {"under": Purpose.SAM_CONTROL, "serial": SAM_SERIAL}
     bad: list[tuple[dict[str, Any], type[OneCardError]]] = [
         ({"header": bytes.fromhex("84D43001")}, Refused),  # as type 30: an oracle for its session keys
@@ -479,7 +486,7 @@ def test_wrong_places_and_references(source: Source) -> None:
     for change, error in bad:
         wanted = {name: getattr(good, name) for name in good.__slots__} | change
         with pytest.raises(error):
-            source.keys.deliver(Delivery(**wanted))
+            source.deliver(Delivery(**wanted))
 
 
 def _whole_card(rig: Rig) -> Card:
