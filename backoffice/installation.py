@@ -14,23 +14,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from backoffice import audit, enterprises, operators
+from backoffice import audit, enterprises, keystores, operators
 from backoffice.audit import Event
 from backoffice.database import PLATFORM, Database, DatabaseRole, Tx
 from backoffice.enterprises import Enterprise
+from backoffice.keystores import Token
 from backoffice.operators import Credential, Operator, Permission, Role
 from backoffice.station import Office
 from cardlib.crypto import Algorithm, make_key
 from cardlib.crypto.sealing import Argon2Params, argon2id, seal, unseal
 from cardlib.crypto.signing import SigningKey
-from cardlib.errors import ConfigError, Conflict, FormatError, NotFound
+from cardlib.errors import ConfigError, Conflict, CryptoError, FormatError, MacMismatch, NotFound
 from cardlib.profile import Purpose
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef, KeyState
-from keymgmt.store import FileStore
+from keymgmt.pkcs11 import Pkcs11Store
+from keymgmt.store import FileStore, SharedStore, replace_file
 
 PLATFORM_FILE = "platform.sqlite"
 KEY_FILE = "keys.store"
+LOCK_FILE = "keys.lock"
+"""By which the processes of this host take turns at a token."""
+PASSPHRASE_FILE = "passphrase.check"  # noqa: S105  # a file's name
+"""Where keys are in a token: what the key passphrase has to open. The last that ``create`` makes."""
 SIGNER_MAGIC = b"ONESIGN\x01"
 ROOT_PURPOSES: Sequence[Purpose] = tuple(p for p in Purpose if p is not Purpose.PIN)
 
@@ -40,11 +46,17 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def is_made(folder: Path) -> bool:
+    """Whether a folder holds an installation; an interrupted one is none."""
+    last = (folder / KEY_FILE, folder / PASSPHRASE_FILE)
+    return (folder / PLATFORM_FILE).exists() and any(path.exists() for path in last)
+
+
 class Installation:
     """Opens databases and keys when they are first needed; ``close`` lets all go.
 
-    ``secret`` asks for a secret by name (``operator secret``, ``key passphrase``); ``purpose`` is what the audit log
-    says that master keys were used for.
+    ``secret`` asks for a secret by name (``operator secret``, ``key passphrase``, ``hsm pin``); ``purpose`` is what
+    the audit log says that master keys were used for.
     """
 
     def __init__(
@@ -132,18 +144,28 @@ class Installation:
         return self.operator
 
     @cached_property
-    def keys(self) -> FileStore:
-        """The key store; each use of a master key goes into the audit log. Raises CryptoError, NotFound."""
-        store = FileStore(
-            self.folder / KEY_FILE,
-            self.secret("key passphrase").encode(),
-            random_bytes=self.random_bytes,
-            now_ms=self.clock,
-            on_use=self._key_used,
-        )
+    def keys(self) -> SharedStore:
+        """The key store, file or token; each use of a master key goes into the audit log.
+
+        Raises CryptoError for a wrong passphrase or PIN, NotFound, ConfigError for what ``keystore.toml`` says.
+        """
+        token = keystores.read(self.folder)
+        store = self._file_store() if token is None else self._token_store(token)
         self._stack.enter_context(store)
         self._stack.enter_context(store.using(self._purpose))
         return store
+
+    def _file_store(self) -> FileStore:
+        passphrase = self.secret("key passphrase").encode()
+        return FileStore(
+            self.folder / KEY_FILE, passphrase, random_bytes=self.random_bytes, now_ms=self.clock, on_use=self._key_used
+        )
+
+    def _token_store(self, token: Token) -> Pkcs11Store:
+        return Pkcs11Store(
+            token.module, token.label, self.secret("hsm pin"), self.folder / LOCK_FILE,
+            random_bytes=self.random_bytes, now_ms=self.clock, on_use=self._key_used,
+        )  # fmt: skip
 
     def _key_used(self, ref: KeyRef, purpose: str, count: int) -> None:
         with self.platform.write() as tx:
@@ -173,31 +195,51 @@ class Installation:
 
     # Making things
 
-    def create(self, operator_secret: str, key_passphrase: str, params: Argon2Params | None = None) -> None:
+    def create(
+        self,
+        operator_secret: str,
+        key_passphrase: str,
+        params: Argon2Params | None = None,
+        token: Token | None = None,
+    ) -> int:
         """Make the platform: database, first operator, key store with active root keys.
 
-        Raises Conflict when there is one already. An interrupted one is finished by calling again.
+        The store is in ``token``, or where ``keystore.toml`` says, or a file.
+        Gives how many keys the token held already: they are kept. Raises Conflict when there is an installation
+        already. An interrupted one is finished by calling again.
         """
         self.require_none()
-        path = self.folder / PLATFORM_FILE
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        credential = Credential.make(operator_secret, self.random_bytes)
+        token = keystores.choose(self.folder, token)
         if len(key_passphrase) < 8:
             raise FormatError("a key passphrase has at least 8 characters")
-        with Database(path, "platform", migrate=True, now_ms=self.clock) as db, db.write() as tx:
-            if not operators.accounts(tx, PLATFORM):
-                operators.add_first(tx, PLATFORM, self._operator_name, Role.PLATFORM, credential)
-        with FileStore.create_file(
-            self.folder / KEY_FILE, key_passphrase.encode(), params, random_bytes=self.random_bytes, now_ms=self.clock
-        ) as store:
-            for purpose in ROOT_PURPOSES:
-                ref = KeyRef(purpose, 1)
-                store.create(ref, Algorithm.TDES, self._operator_name)
-                store.set_state(ref, KeyState.ACTIVE, self._operator_name)
+        credential = Credential.make(operator_secret, self.random_bytes)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            held = stack.enter_context(self._token_store(token)) if token else None  # a wrong PIN shows before all else
+            path = self.folder / PLATFORM_FILE
+            with Database(path, "platform", migrate=True, now_ms=self.clock) as db, db.write() as tx:
+                if not operators.accounts(tx, PLATFORM):
+                    operators.add_first(tx, PLATFORM, self._operator_name, Role.PLATFORM, credential)
+            store = held or stack.enter_context(self._new_file_store(key_passphrase.encode(), params))
+            found = {info.ref: info.state for info in store.list()}
+            for ref in (KeyRef(purpose, 1) for purpose in ROOT_PURPOSES):
+                if ref not in found:
+                    store.create(ref, Algorithm.TDES, self._operator_name)
+                if found.get(ref, KeyState.PENDING) is KeyState.PENDING:
+                    store.set_state(ref, KeyState.ACTIVE, self._operator_name)
+            if token:
+                keystores.write(self.folder, token)
+                replace_file(self.folder / PASSPHRASE_FILE, self._sealed(0, key_passphrase.encode(), b""))
+            return len(found)
+
+    def _new_file_store(self, passphrase: bytes, params: Argon2Params | None) -> FileStore:
+        return FileStore.create_file(
+            self.folder / KEY_FILE, passphrase, params, random_bytes=self.random_bytes, now_ms=self.clock
+        )
 
     def require_none(self) -> None:
         """Raise Conflict when there is an installation here already; an interrupted one is none."""
-        if (self.folder / PLATFORM_FILE).exists() and (self.folder / KEY_FILE).exists():
+        if is_made(self.folder):
             raise Conflict(f"{self.folder} holds an installation already: nothing was changed")
 
     def open_enterprise(
@@ -230,19 +272,37 @@ class Installation:
     def signer(self) -> SigningKey:
         """The key that signs this enterprise's lists; made and sealed under the key passphrase at its first use."""
         path = self.signer_file
-        aad = SIGNER_MAGIC + self.enterprise_id.to_bytes(4, "big")
         passphrase = self.secret("key passphrase").encode()
-        self.keys.list()  # a wrong passphrase is told before a key is sealed under it
+        if keystores.read(self.folder) is None:
+            self.keys.list()  # a wrong passphrase is told before a key is sealed under it
+        else:
+            self._open_sealed(self.folder / PASSPHRASE_FILE, 0, passphrase)
         if path.exists():
-            raw = path.read_bytes()
-            if raw[:8] != SIGNER_MAGIC:
-                raise FormatError(f"{path.name} is no signing key")
-            return SigningKey(unseal(argon2id(passphrase, raw[8:24], Argon2Params()), raw[24:], aad, path.name))
-        key, salt = SigningKey.generate(self.random_bytes), self.random_bytes(16)
-        sealed = seal(argon2id(passphrase, salt, Argon2Params()), key.seed, aad, self.random_bytes)
+            return SigningKey(self._open_sealed(path, self.enterprise_id, passphrase))
+        key = SigningKey.generate(self.random_bytes)
+        sealed = self._sealed(self.enterprise_id, passphrase, key.seed)
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(fd, "wb") as file:
-            file.write(SIGNER_MAGIC + salt + sealed)
+            file.write(sealed)
             file.flush()
             os.fsync(file.fileno())
         return key
+
+    def _open_sealed(self, path: Path, number: int, passphrase: bytes) -> bytes:
+        try:
+            raw = path.read_bytes()
+        except OSError as e:
+            raise NotFound(f"{path.name} can't be read ({e.strerror}): restore it from a backup") from e
+        if raw[:8] != SIGNER_MAGIC:
+            raise FormatError(f"{path.name} is no signing key")
+        key = argon2id(passphrase, raw[8:24], Argon2Params())
+        try:
+            return unseal(key, raw[24:], SIGNER_MAGIC + number.to_bytes(4, "big"), path.name)
+        except MacMismatch as e:
+            raise CryptoError(f"{path.name}: wrong key passphrase, or the file was changed") from e
+
+    def _sealed(self, number: int, passphrase: bytes, secret: bytes) -> bytes:
+        salt = self.random_bytes(16)
+        key = argon2id(passphrase, salt, Argon2Params())
+        aad = SIGNER_MAGIC + number.to_bytes(4, "big")
+        return SIGNER_MAGIC + salt + seal(key, secret, aad, self.random_bytes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, overload
@@ -12,6 +14,9 @@ from cardlib.errors import CryptoError, FormatError
 from keymgmt.keys import KeyRef
 
 FLUSH_USES = 1000
+SHARE = 8 * 4096
+"""Bytes of factors below which another thread costs more than it brings."""
+CORES = os.cpu_count() or 1
 
 OnUse = Callable[[KeyRef, str, int], None]
 """Told of each use of a root or enterprise key: which, what for, how many times."""
@@ -93,7 +98,7 @@ class KeyHandle:
         if len(factors) % 8 or (not isinstance(serials, bytes) and len(factors) != 8 * len(serials)):
             raise FormatError("a diversification factor has 8 bytes")
         self.count(len(factors) // 8)
-        return KeyBatch(self.name, self.algorithm, factors, self._key.diversify_many(factors))
+        return KeyBatch(self.name, self.algorithm, factors, _diversify_many(self._key, factors))
 
     def encrypt(self, data: bytes) -> bytes:
         """ECB over whole blocks."""
@@ -149,6 +154,16 @@ class KeyHandle:
         if self.levels or not isinstance(self._key, Key):
             raise CryptoError(f"key {self.name} is a master key: only its children are used")
         return self._key
+
+
+def _diversify_many(key: Master, factors: bytes) -> bytes:
+    """Values of many children; a key in memory has every core encipher a share, as ciphers let other threads run."""
+    size = max(SHARE, -(-len(factors) // (8 * CORES)) * 8)
+    if len(factors) <= size or not isinstance(key, Key):
+        return key.diversify_many(factors)
+    shares = [factors[at : at + size] for at in range(0, len(factors), size)]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return b"".join(pool.map(lambda share: key.copy().diversify_many(share), shares))
 
 
 class KeyBatch(Sequence[KeyHandle]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,10 +17,19 @@ import cbor2
 
 from cardlib.crypto import Algorithm, Key, make_key
 from cardlib.crypto.sealing import Argon2Params, argon2id, hkdf, hmac_sha256, seal, unseal, verify_hmac
-from cardlib.errors import ConfigError, Conflict, CryptoError, DatabaseError, FormatError, MacMismatch, NotFound
+from cardlib.errors import (
+    ConfigError,
+    Conflict,
+    CryptoError,
+    DatabaseError,
+    FormatError,
+    MacMismatch,
+    NotFound,
+    Refused,
+)
 from cardlib.profile import Purpose, issuer_id
 from keymgmt import keyblock
-from keymgmt.handle import KeyHandle, OnUse, UseLog
+from keymgmt.handle import KeyHandle, Master, OnUse, UseLog
 from keymgmt.keyblock import BlockVersion, Exportability
 from keymgmt.keys import KeyInfo, KeyRef, KeyState, check_transition
 
@@ -32,6 +42,9 @@ class KeyStore(Protocol):
 
     def create(self, ref: KeyRef, algorithm: Algorithm, made_by: str) -> KeyInfo:
         """Make a key: a random root, or an enterprise's from the root. Raises Conflict when it exists."""
+
+    def import_key(self, ref: KeyRef, algorithm: Algorithm, value: bytes, kcv: bytes, made_by: str) -> KeyInfo:
+        """Take in a key of a ceremony or key block. Raises BadKcv when it is not the expected one, Conflict."""
 
     def list(self) -> Sequence[KeyInfo]:
         """Attributes of all keys, in the order they were made."""
@@ -61,7 +74,186 @@ class StoreOptions(TypedDict, total=False):
     on_use: OnUse | None
 
 
-class FileStore:
+class SharedStore(ABC):
+    """What stores have in common: processes that take turns, the life of a key, handles, the account of uses.
+
+    ``_fd`` is a file whose lock says whose turn it is. A change takes it exclusively and first reads what others
+    changed.
+    """
+
+    def __init__(
+        self, name: str, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int], on_use: OnUse | None
+    ) -> None:
+        self.name = name
+        self.uses = UseLog(on_use)
+        self.using = self.uses.using
+        self._random_bytes = random_bytes
+        self._now_ms = now_ms
+        self._info: dict[KeyRef, KeyInfo] = {}
+        self._count = 0  # changes seen; what a thread keeps at hand is good for one count
+        self._lock = RLock()
+        self._kept = local()
+        self._held = 0
+        self._fd = -1
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}, {len(self._info)} keys>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the store go; calling it twice is allowed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def create(self, ref: KeyRef, algorithm: Algorithm, made_by: str) -> KeyInfo:
+        """Make a pending key: a random root, or an enterprise's from its root, whose algorithm it has.
+
+        Raises Conflict when it exists, NotFound when there is no root, Refused ``algorithm`` for single DES.
+        """
+        ref.check()
+        refuse_legacy(ref, algorithm)
+        with self._locked(fcntl.LOCK_EX):
+            self._require_new(ref)
+            if ref.enterprise_id is None:
+                return self._make(ref, algorithm, None, made_by)
+            root = self._master(ref.root)
+            if root.algorithm != algorithm:
+                raise Conflict(f"key {ref.root} is {root.algorithm.name}: its children can't be {algorithm.name}")
+            self.uses.count(ref.root)
+            kcv = self._master(ref).kcv
+            return self._note(KeyInfo(ref, algorithm, kcv, KeyState.PENDING, made_by, self._now_ms()))
+
+    def import_key(self, ref: KeyRef, algorithm: Algorithm, value: bytes, kcv: bytes, made_by: str) -> KeyInfo:
+        """Take in a key of a ceremony or key block, as pending.
+
+        Raises BadKcv when it is not the expected one, Conflict, Refused ``algorithm`` for single DES.
+        """
+        ref.check()
+        refuse_legacy(ref, algorithm)
+        if len(value) != 16:
+            raise ConfigError("a master key has 16 bytes")
+        make_key(value, algorithm).check(kcv, f"key {ref}")
+        with self._locked(fcntl.LOCK_EX):
+            self._require_new(ref)
+            return self._make(ref, algorithm, value, made_by)
+
+    def list(self) -> Sequence[KeyInfo]:
+        """Attributes of all keys, in the order they were made."""
+        with self._locked(fcntl.LOCK_SH):
+            return list(self._info.values())
+
+    def info(self, ref: KeyRef) -> KeyInfo:
+        """Attributes of one key. Raises NotFound."""
+        with self._locked(fcntl.LOCK_SH):
+            if ref not in self._info:
+                raise NotFound(f"key {ref} is not in store {self.name}")
+            return self._info[ref]
+
+    def set_state(self, ref: KeyRef, state: KeyState, by: str) -> KeyInfo:
+        """Move a key on in its life. Raises NotFound, Conflict when the life of a key does not allow it."""
+        with self._locked(fcntl.LOCK_EX):
+            info = self.info(ref)
+            check_transition(ref, info.state, state)
+            self._restate(replace(info, state=state), by)
+            return self._info[ref]
+
+    def handle(self, ref: KeyRef, *factors: bytes) -> KeyHandle:
+        """Key diversified by 8-byte factors; an enterprise's is taken from the root where it is not stored.
+
+        Raises NotFound, Conflict when it is destroyed, CryptoError for too many factors.
+        """
+        top = self._tops().get(ref)
+        if top is None:
+            ref.check()
+            with self._locked(fcntl.LOCK_SH):
+                top = KeyHandle(self._master(ref), str(ref), ref.levels, lambda count: self.uses.count(ref, count))
+            self._tops()[ref] = top
+        return top.derive(*factors) if factors else top
+
+    def _tops(self) -> dict[KeyRef, KeyHandle]:
+        """Master keys this thread has at hand, for as long as nobody changes the store: a batch derives from them."""
+        if self._fd < 0 or self._stale():
+            with self._locked(fcntl.LOCK_SH):
+                pass
+        if getattr(self._kept, "count", None) != self._count:
+            self._kept.count, self._kept.tops = self._count, {}
+        tops: dict[KeyRef, KeyHandle] = self._kept.tops
+        return tops
+
+    def _master(self, ref: KeyRef) -> Master:
+        info = self._info.get(ref)
+        if info and info.state is KeyState.DESTROYED:
+            raise Conflict(f"key {ref} is destroyed: use another version")
+        own = self._own(info) if info else None
+        if own is not None:
+            return own
+        if ref.enterprise_id is None:
+            raise NotFound(f"key {ref} is not in store {self.name}")
+        return self._master(ref.root).diversify(issuer_id(ref.enterprise_id))
+
+    def _require_new(self, ref: KeyRef) -> None:
+        if ref in self._info:
+            raise Conflict(f"key {ref} exists already: make the next version")
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Hold the file's lock (and this object's), with everything read that other processes changed."""
+        with self._lock:
+            if self._held:  # an exclusive section reads inside itself; a shared one never writes
+                yield
+                return
+            if self._fd < 0:
+                raise Conflict(f"key store {self.name} was closed: open it again")
+            fcntl.flock(self._fd, kind)
+            self._held = kind
+            try:
+                if self._stale():
+                    self._refresh()
+                yield
+            finally:
+                self._held = 0
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    # What a store has to say for itself; all but the first are called with the lock held.
+
+    @abstractmethod
+    def _stale(self) -> bool:
+        """Whether others may have changed something since the last look."""
+
+    @abstractmethod
+    def _refresh(self) -> None:
+        """Read what others changed into ``_info`` and count it."""
+
+    @abstractmethod
+    def _own(self, info: KeyInfo) -> Master | None:
+        """The key, unless it is derived from its root."""
+
+    @abstractmethod
+    def _make(self, ref: KeyRef, algorithm: Algorithm, value: bytes | None, made_by: str) -> KeyInfo:
+        """Keep a new key: of 16 bytes, or random."""
+
+    @abstractmethod
+    def _note(self, info: KeyInfo) -> KeyInfo:
+        """Keep the attributes of a key that is derived from its root."""
+
+    @abstractmethod
+    def _restate(self, info: KeyInfo, by: str) -> None:
+        """Keep a new state."""
+
+
+def refuse_legacy(ref: KeyRef, algorithm: Algorithm) -> None:
+    """Raise Refused ``algorithm`` for single DES: cards of old may have it, no new key does."""
+    if algorithm is Algorithm.DES:
+        raise Refused("algorithm", f"key {ref} can't be single DES: new keys are 3DES or SM4")
+
+
+class FileStore(SharedStore):
     """Keys in an append-only file, wrapped (AES-256-GCM) under a passphrase (Argon2id).
 
     File: magic 8, then frames ``length 2 || CBOR || tag 32``: first [memory KiB, iterations, lanes, salt],
@@ -82,16 +274,9 @@ class FileStore:
         on_use: OnUse | None = None,
     ) -> None:
         """Open. Raises NotFound, FormatError, and CryptoError for a wrong passphrase or a changed file."""
+        super().__init__(path.name, random_bytes, now_ms, on_use)
         self.path = path
-        self.uses = UseLog(on_use)
-        self.using = self.uses.using
-        self._random_bytes = random_bytes
-        self._now_ms = now_ms
-        self._info: dict[KeyRef, KeyInfo] = {}
         self._sealed: dict[KeyRef, bytes] = {}
-        self._lock = RLock()
-        self._kept = local()
-        self._held = 0
         self._checked = False
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -124,21 +309,6 @@ class FileStore:
         store._write_head()
         return store
 
-    def __repr__(self) -> str:
-        return f"<FileStore {self.path.name}, {len(self._info)} keys>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let the file go; calling it twice is allowed."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-
     @property
     def head(self) -> Head:
         """What an audit log keeps, to notice when both files are rolled back."""
@@ -153,27 +323,6 @@ class FileStore:
                     f"key store {self.path.name} is an older copy, or another one: it has {self._count} entries and the"
                     f" audit log knows of {kept.entries}. Restore the newest copy; keys made since are not in this one"
                 )
-
-    def create(self, ref: KeyRef, algorithm: Algorithm, made_by: str) -> KeyInfo:
-        """Make a pending key: a random root, or an enterprise's from its root, whose algorithm it has.
-
-        Raises Conflict when it exists, NotFound when there is no root.
-        """
-        ref.check()
-        if ref.enterprise_id is None:
-            return self._add(ref, algorithm, self._random_bytes(16), made_by)
-        with self._locked(fcntl.LOCK_EX):
-            root = self._master(ref.root)
-            if root.algorithm != algorithm:
-                raise Conflict(f"key {ref.root} is {root.algorithm.name}: its children can't be {algorithm.name}")
-            self.uses.count(ref.root)
-            return self._add(ref, algorithm, None, made_by)
-
-    def import_key(self, ref: KeyRef, algorithm: Algorithm, value: bytes, kcv: bytes, made_by: str) -> KeyInfo:
-        """Take in a key of a ceremony or key block. Raises BadKcv when it is not the expected one, Conflict."""
-        ref.check()
-        make_key(value, algorithm).check(kcv, f"key {ref}")
-        return self._add(ref, algorithm, value, made_by)
 
     def export_block(
         self, ref: KeyRef, kbpk: bytes, block_version: BlockVersion, exportability: Exportability = Exportability.YES
@@ -193,70 +342,24 @@ class FileStore:
             self.uses.count(ref)
             return keyblock.wrap(value, info, kbpk, block_version, exportability)
 
-    def list(self) -> Sequence[KeyInfo]:
-        """Attributes of all keys, in the order they were made."""
-        with self._locked(fcntl.LOCK_SH):
-            return list(self._info.values())
+    def _own(self, info: KeyInfo) -> Key | None:
+        if info.ref not in self._sealed:
+            return None
+        value = unseal(self._wrapping, self._sealed[info.ref], _attributes(info), f"key {info.ref}")
+        return make_key(value, info.algorithm)
 
-    def info(self, ref: KeyRef) -> KeyInfo:
-        """Attributes of one key. Raises NotFound."""
-        with self._locked(fcntl.LOCK_SH):
-            if ref not in self._info:
-                raise NotFound(f"key {ref} is not in store {self.path.name}")
-            return self._info[ref]
+    def _make(self, ref: KeyRef, algorithm: Algorithm, value: bytes | None, made_by: str) -> KeyInfo:
+        value = self._random_bytes(16) if value is None else value
+        kcv = make_key(value, algorithm).kcv
+        info = KeyInfo(ref, algorithm, kcv, KeyState.PENDING, made_by, self._now_ms())
+        return self._note(info, seal(self._wrapping, value, _attributes(info), self._random_bytes))
 
-    def set_state(self, ref: KeyRef, state: KeyState, by: str) -> KeyInfo:
-        """Append a change of state. Raises NotFound, Conflict when the life of a key does not allow it."""
-        with self._locked(fcntl.LOCK_EX):
-            check_transition(ref, self.info(ref).state, state)
-            self._append(["state", *ref, state.value, by, self._now_ms()])
-            return self._info[ref]
+    def _note(self, info: KeyInfo, sealed: bytes | None = None) -> KeyInfo:
+        self._append(["key", *info.ref, int(info.algorithm), info.kcv, info.made_by, info.made_at_ms, sealed])
+        return info
 
-    def handle(self, ref: KeyRef, *factors: bytes) -> KeyHandle:
-        """Key diversified by 8-byte factors; an enterprise's is taken from the root where it is not stored.
-
-        Raises NotFound, Conflict when it is destroyed, CryptoError for too many factors.
-        """
-        top = self._tops().get(ref)
-        if top is None:
-            ref.check()
-            with self._locked(fcntl.LOCK_SH):
-                top = KeyHandle(self._master(ref), str(ref), ref.levels, lambda count: self.uses.count(ref, count))
-            self._tops()[ref] = top
-        return top.derive(*factors) if factors else top
-
-    def _tops(self) -> dict[KeyRef, KeyHandle]:
-        """Master keys this thread has at hand, for as long as nobody changes the file: a batch derives from them."""
-        if os.fstat(self._fd).st_size != self._end:
-            with self._locked(fcntl.LOCK_SH):
-                pass
-        if getattr(self._kept, "entries", None) != self._count:
-            self._kept.entries, self._kept.tops = self._count, {}
-        tops: dict[KeyRef, KeyHandle] = self._kept.tops
-        return tops
-
-    def _master(self, ref: KeyRef) -> Key:
-        info = self._info.get(ref)
-        if info and info.state is KeyState.DESTROYED:
-            raise Conflict(f"key {ref} is destroyed: use another version")
-        if info and ref in self._sealed:
-            value = unseal(self._wrapping, self._sealed[ref], _attributes(info), f"key {ref}")
-            return make_key(value, info.algorithm)
-        if ref.enterprise_id is None:
-            raise NotFound(f"key {ref} is not in store {self.path.name}")
-        return self._master(ref.root).diversify(issuer_id(ref.enterprise_id))
-
-    def _add(self, ref: KeyRef, algorithm: Algorithm, value: bytes | None, made_by: str) -> KeyInfo:
-        with self._locked(fcntl.LOCK_EX):
-            if ref in self._info:
-                raise Conflict(f"key {ref} exists already: make the next version")
-            if value is not None and len(value) != 16:
-                raise ConfigError("a master key has 16 bytes")
-            key = self._master(ref) if value is None else make_key(value, algorithm)
-            info = KeyInfo(ref, key.algorithm, key.kcv, KeyState.PENDING, made_by, self._now_ms())
-            sealed = None if value is None else seal(self._wrapping, value, _attributes(info), self._random_bytes)
-            self._append(["key", *ref, int(info.algorithm), info.kcv, made_by, info.made_at_ms, sealed])
-            return info
+    def _restate(self, info: KeyInfo, by: str) -> None:
+        self._append(["state", *info.ref, info.state.value, by, self._now_ms()])
 
     # The file.
 
@@ -285,26 +388,11 @@ class FileStore:
         with self._locked(fcntl.LOCK_SH):
             pass
 
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        """Hold the file's lock (and this object's), with everything read that other processes appended."""
-        with self._lock:
-            if self._held:  # an exclusive section reads inside itself; a shared one never writes
-                yield
-                return
-            fcntl.flock(self._fd, kind)
-            self._held = kind
-            try:
-                self._refresh()
-                yield
-            finally:
-                self._held = 0
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+    def _stale(self) -> bool:
+        return os.fstat(self._fd).st_size != self._end or not self._checked
 
     def _refresh(self) -> None:
         size = os.fstat(self._fd).st_size
-        if size == self._end and self._checked:
-            return
         head = self._read_head()
         raw = os.pread(self._fd, max(0, size - self._end), self._end)
         at = 0

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import click
 
-from backoffice.installation import KEY_FILE, PLATFORM_FILE
+from backoffice import keystores
+from backoffice.installation import is_made
 from cardlib.errors import CheckFailed, OneCardError
 from console import LeafCommand, Session, pass_session
 
@@ -59,8 +60,22 @@ def _readers() -> Check:
 
 
 def _installation(folder: Path) -> Check:
-    good = (folder / PLATFORM_FILE).exists() and (folder / KEY_FILE).exists()
-    return Check("installation", good, str(folder), "run `onecard init`, or name its directory with --db", fatal=False)
+    advice = "run `onecard init`, or name its directory with --db"
+    return Check("installation", is_made(folder), str(folder), advice, fatal=False)
+
+
+def _keys(folder: Path) -> Check:
+    """Where the keys are, without opening them."""
+    try:
+        token = keystores.read(folder)
+        if token is None:
+            return Check("key store", True, "file")
+        from keymgmt.pkcs11 import find_token  # noqa: PLC0415  # only with a module
+
+        find_token(token.module, token.label)
+    except OneCardError as e:
+        return Check("key store", False, "none", str(e))
+    return Check("key store", True, f"token {token.label} of {token.module.name}")
 
 
 def _line(check: Check) -> str:
@@ -71,7 +86,14 @@ def _line(check: Check) -> str:
 @pass_session
 def command(session: Session) -> None:
     """Check Python, packages, readers and the directory of --db. Exit code 8 when something essential is wrong."""
-    looks: list[Callable[[], Check]] = [_python, _sqlite, _readers, lambda: _installation(session.db)]
+    folder = session.db
+    looks: list[Callable[[], Check]] = [
+        _python,
+        _sqlite,
+        _readers,
+        lambda: _installation(folder),
+        lambda: _keys(folder),
+    ]
     checks = [*_rooms(), *(look() for look in looks)]
     session.emit([check._asdict() for check in checks], [_line(check) for check in checks])
     wrong = [check.what for check in checks if check.fatal and not check.good]

@@ -95,6 +95,10 @@ class Key(ABC):
         """The key itself, being in memory. Keys of a hardware module have the same method, and most refuse."""
         return self
 
+    def copy(self) -> Key:
+        """The same key with cipher contexts of its own, for another thread."""
+        return type(self)(self._value)
+
     def diversify_many(self, factors: bytes) -> bytes:
         """Values of the children for many 8-byte factors, one behind the other: 16 bytes each, in one call.
 

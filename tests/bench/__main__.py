@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import cards, program, readers, stations
+from tests.bench import cards, keys, program, readers, stations
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -14,6 +14,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "purchases": cards.purchases,
     "own-time": cards.own_time,
     "pcsc": readers.echo_ratio,
+    "keys": keys.derivation,
     "issue": stations.batch_issue,
     "start": program.start,
 }

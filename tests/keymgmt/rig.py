@@ -21,7 +21,7 @@ from keymgmt.personalise import PersonalPlan, Station
 from keymgmt.slot import SlotPlan
 from keymgmt.softsam import SoftSam
 from keymgmt.steps import MemorySteps
-from keymgmt.store import FileStore
+from keymgmt.store import FileStore, SharedStore
 from keymgmt.wash import WashPlan
 from simulator.card import Card
 
@@ -68,10 +68,14 @@ def master(purpose: Purpose, version: int = 1) -> bytes:
 class Rig:
     """Keys, a station and plans. Applications work with ``algorithm``, the MF with 3DES."""
 
-    def __init__(self, folder: Path, algorithm: Algorithm = Algorithm.TDES, seed: int = 5) -> None:
+    def __init__(
+        self, folder: Path, algorithm: Algorithm = Algorithm.TDES, seed: int = 5, store: SharedStore | None = None
+    ) -> None:
         self.algorithm = algorithm
         self.random = Random(seed)
-        self.store = FileStore.create_file(folder / "keys", b"passphrase", CHEAP, random_bytes=self.random.randbytes)
+        self.store = store or FileStore.create_file(
+            folder / "keys", b"passphrase", CHEAP, random_bytes=self.random.randbytes
+        )
         for purpose in Purpose:
             for version in (1, 2):
                 kind = self.algorithm_of(purpose)
