@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from backoffice import audit, enterprises, keystores, operators
+from backoffice import audit, enterprises, keyring, keystores, operators
 from backoffice.audit import Event
 from backoffice.database import PLATFORM, Database, DatabaseRole, Tx
 from backoffice.enterprises import Enterprise
@@ -36,7 +36,7 @@ KEY_FILE = "keys.store"
 LOCK_FILE = "keys.lock"
 """By which the processes of this host take turns at a token."""
 PASSPHRASE_FILE = "passphrase.check"  # noqa: S105  # a file's name
-"""Where keys are in a token: what the key passphrase has to open. The last that ``create`` makes."""
+"""What the key passphrase has to open, also where keys are in a token. The last that ``create`` makes."""
 SIGNER_MAGIC = b"ONESIGN\x01"
 ROOT_PURPOSES: Sequence[Purpose] = tuple(p for p in Purpose if p is not Purpose.PIN)
 
@@ -48,8 +48,7 @@ def now_ms() -> int:
 
 def is_made(folder: Path) -> bool:
     """Whether a folder holds an installation; an interrupted one is none."""
-    last = (folder / KEY_FILE, folder / PASSPHRASE_FILE)
-    return (folder / PLATFORM_FILE).exists() and any(path.exists() for path in last)
+    return (folder / PLATFORM_FILE).exists() and (folder / PASSPHRASE_FILE).exists()
 
 
 class Installation:
@@ -147,19 +146,23 @@ class Installation:
     def keys(self) -> SharedStore:
         """The key store, file or token; each use of a master key goes into the audit log.
 
-        Raises CryptoError for a wrong passphrase or PIN, NotFound, ConfigError for what ``keystore.toml`` says.
+        Raises CryptoError for a wrong passphrase or PIN, and for a file that is an older copy than the audit log
+        knows of; NotFound, ConfigError for what ``keystore.toml`` says.
         """
         token = keystores.read(self.folder)
-        store = self._file_store() if token is None else self._token_store(token)
-        self._stack.enter_context(store)
+        store = self._file_store() if token is None else self._stack.enter_context(self._token_store(token))
         self._stack.enter_context(store.using(self._purpose))
         return store
 
     def _file_store(self) -> FileStore:
         passphrase = self.secret("key passphrase").encode()
-        return FileStore(
+        store = FileStore(
             self.folder / KEY_FILE, passphrase, random_bytes=self.random_bytes, now_ms=self.clock, on_use=self._key_used
         )
+        self._stack.enter_context(store)
+        keyring.check(self.platform, store, self._operator_name)
+        self._stack.callback(keyring.note, self.platform, store, self._operator_name)
+        return store
 
     def _token_store(self, token: Token) -> Pkcs11Store:
         return Pkcs11Store(
@@ -201,8 +204,10 @@ class Installation:
         key_passphrase: str,
         params: Argon2Params | None = None,
         token: Token | None = None,
+        *,
+        roots: bool = True,
     ) -> int:
-        """Make the platform: database, first operator, key store with active root keys.
+        """Make the platform: database, first operator, key store with active root keys (``roots``) or empty.
 
         The store is in ``token``, or where ``keystore.toml`` says, or a file.
         Gives how many keys the token held already: they are kept. Raises Conflict when there is an installation
@@ -217,25 +222,34 @@ class Installation:
         with ExitStack() as stack:
             held = stack.enter_context(self._token_store(token)) if token else None  # a wrong PIN shows before all else
             path = self.folder / PLATFORM_FILE
-            with Database(path, "platform", migrate=True, now_ms=self.clock) as db, db.write() as tx:
+            db = stack.enter_context(Database(path, "platform", migrate=True, now_ms=self.clock))
+            with db.write() as tx:
                 if not operators.accounts(tx, PLATFORM):
                     operators.add_first(tx, PLATFORM, self._operator_name, Role.PLATFORM, credential)
             store = held or stack.enter_context(self._new_file_store(key_passphrase.encode(), params))
             found = {info.ref: info.state for info in store.list()}
-            for ref in (KeyRef(purpose, 1) for purpose in ROOT_PURPOSES):
-                if ref not in found:
-                    store.create(ref, Algorithm.TDES, self._operator_name)
-                if found.get(ref, KeyState.PENDING) is KeyState.PENDING:
-                    store.set_state(ref, KeyState.ACTIVE, self._operator_name)
+            if roots:
+                self._make_roots(store, found)
+            if isinstance(store, FileStore):
+                keyring.note(db, store, self._operator_name)
             if token:
                 keystores.write(self.folder, token)
-                replace_file(self.folder / PASSPHRASE_FILE, self._sealed(0, key_passphrase.encode(), b""))
-            return len(found)
+            replace_file(self.folder / PASSPHRASE_FILE, self._sealed(0, key_passphrase.encode(), b""))
+            return len(found) if token else 0
+
+    def _make_roots(self, store: SharedStore, found: Mapping[KeyRef, KeyState]) -> None:
+        for ref in (KeyRef(purpose, 1) for purpose in ROOT_PURPOSES):
+            if ref not in found:
+                store.create(ref, Algorithm.TDES, self._operator_name)
+            if found.get(ref, KeyState.PENDING) is KeyState.PENDING:
+                store.set_state(ref, KeyState.ACTIVE, self._operator_name)
 
     def _new_file_store(self, passphrase: bytes, params: Argon2Params | None) -> FileStore:
-        return FileStore.create_file(
-            self.folder / KEY_FILE, passphrase, params, random_bytes=self.random_bytes, now_ms=self.clock
-        )
+        """A new one, or that of an interrupted run."""
+        path = self.folder / KEY_FILE
+        if path.exists():
+            return FileStore(path, passphrase, random_bytes=self.random_bytes, now_ms=self.clock)
+        return FileStore.create_file(path, passphrase, params, random_bytes=self.random_bytes, now_ms=self.clock)
 
     def require_none(self) -> None:
         """Raise Conflict when there is an installation here already; an interrupted one is none."""

@@ -24,6 +24,7 @@ from keymgmt import keysheet
 from keymgmt.ceremony import Ceremony, Scheme, Slip, Terms
 from keymgmt.keyblock import BlockVersion, Exportability, check, check_kbpk, import_block, unwrap
 from keymgmt.keys import KeyRef
+from keymgmt.store import FileStore
 
 C = TypeVar("C", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -368,13 +369,14 @@ def export(
     (ONECARD_KEY_BLOCK_PROTECTION_KEY_FILE), which the other side has too.
     """
     ref = _ref(purpose, version, owner)
-    info = office.keys.info(ref)
+    store = office.keys
+    info = store.info(ref)
     secret = session.secret("second operator secret")
     second = operators.authenticate(office.platform, PLATFORM, second_operator, secret)
     operators.require_two(office.operator, second, Permission.KEY_MANAGE, PLATFORM)
     kbpk, kind = _kbpk(session), BlockVersion(block_version)
     check_kbpk(kbpk, kind)
-    if not hasattr(office.keys, "export_block"):
+    if not isinstance(store, FileStore):
         raise Refused("not_exportable", "the keys of this store never leave their module: export with its own tools")
     row = {"key": str(ref), "kcv": info.kcv, "file": file, "block_version": block_version}
     if session.dry_run:
@@ -384,7 +386,7 @@ def export(
 
     def action() -> dict[str, Any]:
         require_new(file)
-        text = office.keys.export_block(ref, kbpk, kind, Exportability(exportability))
+        text = store.export_block(ref, kbpk, kind, Exportability(exportability))
         with office.platform.write() as tx:
             audit.record(
                 tx, ref.enterprise_id or PLATFORM, Event.KEY_MOVED, office.operator.name, _subject(ref),

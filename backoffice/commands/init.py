@@ -16,8 +16,9 @@ from console import LeafCommand, Session, pass_session
 @click.command("init", cls=LeafCommand)
 @click.option("--hsm", "module", type=click.Path(path_type=Path), help="Keep keys in a token of this PKCS#11 module.")
 @click.option("--token", "label", help="Label of the token, with --hsm.")
+@click.option("--without-keys", is_flag=True, help="Make no root key: they come by ceremony or key block.")
 @pass_session
-def command(session: Session, module: Path | None, label: str | None) -> None:
+def command(session: Session, module: Path | None, label: str | None, without_keys: bool) -> None:
     """Make databases, root keys and the first operator in the directory of --db.
 
     Asks for the operator's secret and for the passphrase of the key store, each twice; without a person they come
@@ -44,7 +45,7 @@ def command(session: Session, module: Path | None, label: str | None) -> None:
         return
     secret = session.secret("operator secret", new=True)
     passphrase = session.secret("key passphrase", new=True)
-    found = office.create(secret, passphrase, token=token)
+    found = office.create(secret, passphrase, token=token, roots=not without_keys)
     session.emit(
         {**made, "keys_found": found},
         [
