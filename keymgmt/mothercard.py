@@ -110,10 +110,8 @@ class AuthenticationPlan:
 
     def lines(self) -> list[str]:
         """The plan for people to read before it is carried out (dry run)."""
-        return [
-            *self.wash.lines(),
-            f"write its own PIN and the key that opens mother card {self.mother_serial.hex().upper()}; prove both",
-        ]
+        name = self.mother_serial.hex().upper() if any(self.mother_serial) else "(its new serial)"
+        return [*self.wash.lines(), f"write its own PIN and the key that opens mother card {name}; prove both"]
 
 
 def check_limit(purpose: Purpose, count: int) -> None:

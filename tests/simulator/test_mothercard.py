@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cardlib.crypto import Key, make_key
 from cardlib.errors import CardRemoved, FormatError
@@ -66,6 +70,14 @@ class MotherDesk(Desk):
         self("0020000003" + PIN)
         self.authenticate(1, PROOF)
         return self
+
+    @classmethod
+    @cache
+    def at_work(cls) -> MotherDesk:
+        """One opened card for many questions, with deliveries enough."""
+        desk = cls().open()
+        desk.mother.deliveries.value = dict.fromkeys(PLACES, 0xFFFF)
+        return desk
 
     def left(self, purpose: int) -> int:
         return self.mother.deliveries.value[purpose]
@@ -453,3 +465,32 @@ def test_images() -> None:
     ):  # fmt: skip
         with pytest.raises(FormatError):
             image.restore(snapshot.seal({**body, "extra": extra}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    purpose=st.integers(0, 18), version=st.sampled_from((0, 1, 2)), control=st.integers(0, 3), form=st.integers(0, 3),
+    p1=st.sampled_from((0, 1, *range(0x30, 0x40), *range(0xF0, 0x100))), kid=st.integers(0, 4),
+    pin=st.sampled_from(("", "123456FFFFFFFFFF")), challenge=st.binary(max_size=12),
+)  # fmt: skip
+def test_whatever_is_asked(
+    purpose: int, version: int, control: int, form: int, p1: int, kid: int, pin: str, challenge: bytes
+) -> None:
+    """What any well-formed DELIVER KEY gives is, under the target's key, the purpose's own record and no other."""
+    desk = MotherDesk.at_work()
+    place = f"{p1:02X}{kid:02X}"
+    command = deliver(purpose, place, control, form, version=version, pin=pin, challenge=challenge.hex())
+    answer = desk.card.transceive(command)
+    if answer[-2:] != b"\x90\0":
+        assert len(answer) == 2
+        return
+    opened_ = under(control, SERIAL).unseal(answer[:-6])
+    spec = bytes.fromhex(PLACES[Purpose(purpose)])
+    if form == 0:
+        assert (control, place, opened_) == (2, "0000", spec[-1:] + b"\1\0" + VALUES[purpose])
+    else:
+        own = bytes.fromhex("3AF0080333") if control == 2 else spec[:1] + spec[2:6]
+        assert opened_[:5] == own
+        assert (form == 2) == (purpose == Purpose.PIN)
+        assert (kid, p1 & 0x3F in (1, spec[0])) == (spec[1], True)
+        assert control < 2 or form == 2
