@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 
 from backoffice.database import Row, Tx
 from cardlib.errors import CheckFailed, FormatError
+from keymgmt.keys import KeyRef
 
 FORMAT = 1
 MAX_TEXT = 64
@@ -104,6 +105,12 @@ class Proof(NamedTuple):
 
 
 START = Head(0, bytes(32))
+
+
+def key_subject(ref: KeyRef) -> str:
+    """How events name a master key: ``key:PURPOSE.VERSION``, an enterprise's with ``.NUMBER`` behind."""
+    owner = "" if ref.enterprise_id is None else f".{ref.enterprise_id}"
+    return f"key:{ref.purpose.name.lower()}.{ref.version}{owner}"
 
 
 def record(tx: Tx, enterprise_id: int, event: Event, actor: str, subject: str, **details: int | str) -> str:

@@ -20,13 +20,13 @@ from backoffice.database import PLATFORM, Database, DatabaseRole, Tx
 from backoffice.enterprises import Enterprise
 from backoffice.keystores import Token
 from backoffice.operators import Credential, Operator, Permission, Role
-from backoffice.station import Office
+from backoffice.station import IssuingStation, Office, no_store
 from cardlib.crypto import Algorithm, make_key
 from cardlib.crypto.sealing import Argon2Params, argon2id, seal, unseal
 from cardlib.crypto.signing import SigningKey
 from cardlib.errors import ConfigError, Conflict, CryptoError, FormatError, MacMismatch, NotFound
 from cardlib.profile import Purpose
-from keymgmt.handle import KeyHandle
+from keymgmt.handle import KeyHandle, UseLog
 from keymgmt.keys import KeyRef, KeyState
 from keymgmt.pkcs11 import Pkcs11Store
 from keymgmt.store import FileStore, SharedStore, replace_file
@@ -172,19 +172,31 @@ class Installation:
 
     def _key_used(self, ref: KeyRef, purpose: str, count: int) -> None:
         with self.platform.write() as tx:
-            who = self._operator_name
-            subject = f"key:{ref.purpose.name.lower()}.{ref.version}"
-            audit.record(tx, ref.enterprise_id or PLATFORM, Event.KEY_USED, who, subject, kind=purpose, count=count)
+            who, of = self._operator_name, {"enterprise": ref.enterprise_id} if ref.enterprise_id else {}
+            # In the platform's log, whosever the key is: an enterprise's own may be in the middle of a transaction.
+            audit.record(tx, PLATFORM, Event.KEY_USED, who, audit.key_subject(ref), kind=purpose, count=count, **of)
+
+    @cached_property
+    def uses(self) -> UseLog:
+        """Where uses of keys are told that are in no store of ours: a mother card's."""
+        log = UseLog(self._key_used)
+        self._stack.enter_context(log.using(self._purpose))
+        return log
 
     def platform_operator(self, name: str) -> Operator:
         """An operator of the platform beside the one who acts, where both are one organisation. Raises Refused."""
         return operators.authenticate(self.platform, PLATFORM, name, self.secret("platform operator secret"))
 
-    def office(self, platform_operator: Operator | None = None, initial: KeyHandle | None = None) -> Office:
-        """What the flows with a card in the reader work with."""
+    def office(
+        self,
+        platform_operator: Operator | None = None,
+        initial: KeyHandle | None = None,
+        issuing: IssuingStation | None = None,
+    ) -> Office:
+        """What the flows with a card in the reader work with; with ``issuing`` the key store is not opened."""
         return Office(
-            self.platform, self.database, self.enterprise_id, self.keys, self.clock, self.random_bytes,
-            platform_operator, initial, self.enterprise.utc_offset_minutes,
+            self.platform, self.database, self.enterprise_id, no_store() if issuing else self.keys, self.clock,
+            self.random_bytes, platform_operator, initial, self.enterprise.utc_offset_minutes, issuing=issuing,
         )  # fmt: skip
 
     def initial_key(self, algorithm: Algorithm = Algorithm.TDES) -> KeyHandle:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import local
-from typing import Any
+from typing import Any, cast
 
 import cbor2
 
@@ -134,6 +134,18 @@ class IssuingStation:
 
     keys: KeySource
     host: Host
+
+
+class _NoStore:
+    """Stands for the key store at a station that has none."""
+
+    def __getattr__(self, name: str) -> object:
+        raise Refused("no_key_store", "this station has a mother card and no key store: do this where the store is")
+
+
+def no_store() -> KeyStore:
+    """A key store whose every use is Refused ``no_key_store``."""
+    return cast("KeyStore", _NoStore())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,16 @@ import click
 from backoffice import cards, jobs, members
 from backoffice.cards import NewCard, State
 from backoffice.commands.base import changing, open_card, permitted
+from backoffice.commands.source import Source, key_source, pin
 from backoffice.database import PLATFORM
 from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Permission
-from backoffice.station import Office
+from backoffice.station import IssuingStation, Office
 from cardlib.errors import CheckFailed, ConfigError, Conflict, OutcomeUnknown, Refused
-from cardlib.iso7816 import pin_bytes
+from cardlib.iso7816 import pin_bytes, select
 from cardlib.profile import CardKind
+from cardlib.sam import SAM_DF, IssuingSam, wants_pin
 from console import Hex, Noun, Session
 
 CARD = Hex(8)
@@ -49,6 +51,19 @@ def _desk(office: Installation, platform_operator: str | None) -> Office:
     return office.office(office.platform_operator(platform_operator), office.initial_key())
 
 
+def _station(session: Session, office: Installation, source: Source, issuing_sam: str | None) -> Office | None:
+    """An office without key store: a mother card writes keys, an issuing SAM does everything else."""
+    if not source.is_mother and issuing_sam is None:
+        return None
+    if not source.is_mother or issuing_sam is None:
+        raise ConfigError("a mother card issues with an issuing SAM: give --mother, --authentication, --issuing-sam")
+    keys = source()
+    sam = session.open_card(issuing_sam)
+    select(sam, SAM_DF)
+    host = IssuingSam(sam, (lambda: pin(session, "sam pin")) if wants_pin(sam) else None)
+    return office.office(issuing=IssuingStation(keys, host))
+
+
 def _done(session: Session, act: Callable[[], Result]) -> None:
     """Run a flow with a card in the reader; a torn one says how to go on."""
     try:
@@ -68,16 +83,20 @@ def _new_pin(session: Session) -> bytes:
 @kind_option
 @posted_option
 @platform_option
+@click.option("--issuing-sam", help="Reader of an issuing SAM: with it and a mother card no key store is needed.")
 @permitted(Permission.CARD_ISSUE)
+@key_source
 def issue(
-    session: Session, office: Installation, member_number: str, kind: str, posted: bool, platform_operator: str | None
-) -> None:
+    session: Session, office: Installation, source: Source, member_number: str, kind: str, posted: bool,
+    platform_operator: str | None, issuing_sam: str | None,
+) -> None:  # fmt: skip
     """Make the card in --reader the card of MEMBER_NUMBER. Asks for the holder's PIN of 4 to 12 digits.
 
-    Torn, it goes on when the same command runs again with the same card.
+    Torn, it goes on when the same command runs again with the same card. With --mother, --authentication and
+    --issuing-sam keys come from the mother card alone, onto a card whose slot the platform has opened.
     """
     session.refuse_dry_run(NO_DRY_RUN)
-    desk = _desk(office, platform_operator)
+    desk = _station(session, office, source, issuing_sam) or _desk(office, platform_operator)
     new = NewCard(open_card(session, office), _new_pin(session), posted, KINDS[kind])
     request_id = session.request_id or None
     _done(session, lambda: cards.issue(desk, office.operator, member_number, new, request_id=request_id))

@@ -89,12 +89,8 @@ def _transcript(office: Installation, of: Ceremony, step: str, kcv: bytes = b"",
     if number:
         details["number"] = number
     with office.platform.write() as tx:
-        who, subject = office.operator.name, _subject(of.terms.ref)
+        who, subject = office.operator.name, audit.key_subject(of.terms.ref)
         audit.record(tx, PLATFORM, Event.KEY_CEREMONY, who, subject, kind=step, name=of.set, **details)
-
-
-def _subject(ref: KeyRef) -> str:
-    return f"key:{ref.purpose.name.lower()}.{ref.version}"
 
 
 def _row(session: Session, of: Ceremony, state: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON value
@@ -302,7 +298,7 @@ def abort(session: Session, office: Installation, purpose: str, version: int, wo
             return {"key": str(ref), "state": "aborted", "dry_run": True}
         session.confirm("ABORT", f"The ceremony of key {ref} is given up, and its parts are wiped.", word)
         with office.platform.write() as tx:  # its file may be damaged, and is not read
-            audit.record(tx, PLATFORM, Event.KEY_CEREMONY, office.operator.name, _subject(ref), kind="aborted")
+            audit.record(tx, PLATFORM, Event.KEY_CEREMONY, office.operator.name, audit.key_subject(ref), kind="aborted")
         steps.wipe(office.folder, ref)
         return {"key": str(ref), "state": "aborted"}
 
@@ -389,7 +385,7 @@ def export(
         text = store.export_block(ref, kbpk, kind, Exportability(exportability))
         with office.platform.write() as tx:
             audit.record(
-                tx, ref.enterprise_id or PLATFORM, Event.KEY_MOVED, office.operator.name, _subject(ref),
+                tx, PLATFORM, Event.KEY_MOVED, office.operator.name, audit.key_subject(ref),
                 kind="exported", kcv=info.kcv.hex().upper(), second_operator=second.name,
             )  # fmt: skip
         fd = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -440,7 +436,7 @@ def import_command(
         info = import_block(office.keys, text, kbpk, ref, kcv, office.operator.name)
         with office.platform.write() as tx:
             audit.record(
-                tx, info.ref.enterprise_id or PLATFORM, Event.KEY_MOVED, office.operator.name, _subject(info.ref),
+                tx, PLATFORM, Event.KEY_MOVED, office.operator.name, audit.key_subject(info.ref),
                 kind="imported", kcv=info.kcv.hex().upper(),
             )  # fmt: skip
         return {"key": str(info.ref), "kcv": info.kcv, "state": info.state.value}

@@ -100,5 +100,4 @@ def state(session: Session, office: Installation, purpose: str, version: int, st
 
 def _note(office: Installation, ref: KeyRef, state: str) -> None:
     with office.platform.write() as tx:
-        subject = f"key:{ref.purpose.name.lower()}.{ref.version}"
-        audit.record(tx, PLATFORM, Event.KEY_CHANGED, office.operator.name, subject, state_to=state)
+        audit.record(tx, PLATFORM, Event.KEY_CHANGED, office.operator.name, audit.key_subject(ref), state_to=state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
@@ -11,49 +12,60 @@ import click
 from backoffice.installation import Installation
 from cardlib.errors import ConfigError
 from console import Session
-from keymgmt.delivery import KeySource, StoreKeys, require_enterprise
+from keymgmt.delivery import AuditedKeys, KeySource, StoreKeys, require_enterprise
 
 P = ParamSpec("P")
-Source = Callable[[], KeySource]
-"""Opens the source when it is needed: once for a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What its operator chose; ``mother`` and ``authentication`` are readers, or None for the key store."""
+
+    session: Session
+    office: Installation
+    mother: str | None
+    authentication: str | None
+
+    @property
+    def is_mother(self) -> bool:
+        """Whether keys come from a mother card."""
+        return self.mother is not None or self.authentication is not None
+
+    def __call__(self) -> KeySource:
+        """Open it, once for a command.
+
+        With a mother card its PIN and the authentication card's are asked for, and no key passphrase. Raises
+        ConfigError when only one reader was named, Conflict for another enterprise's card, what ``MotherCard`` raises.
+        """
+        if not self.is_mother:
+            return StoreKeys(self.office.keys, self.office.enterprise_id)
+        if self.mother is None or self.authentication is None:
+            raise ConfigError("a mother card opens with its authentication card: give --mother and --authentication")
+        from backoffice.commands.mother import open_mother  # noqa: PLC0415  # only with a mother card
+
+        keys = open_mother(self.session, self.mother, self.authentication)
+        require_enterprise(keys, self.office.enterprise_id)
+        return AuditedKeys(keys, self.office.uses)
 
 
 def key_source(
     command: Callable[Concatenate[Session, Installation, Source, P], None],
 ) -> Callable[Concatenate[Session, Installation, P], None]:
-    """Give a command, below ``permitted``, the source that its operator chose.
-
-    With a mother card its PIN and the authentication card's are asked for, and no key passphrase. Opening raises
-    ConfigError when only one reader was named, Conflict for another enterprise's card, and what ``MotherCard`` raises.
-    """
+    """Give a command, below ``permitted``, the source that its operator chose."""
 
     @click.option("--mother", "mother_reader", help="Reader of a mother card: keys come from it, not from the store.")
     @click.option("--authentication", "other_reader", help="Reader of the mother card's authentication card.")
     @wraps(command)
     def run(session: Session, office: Installation, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        mother, other = kwargs.pop("mother_reader", None), kwargs.pop("other_reader", None)
-
-        def source() -> KeySource:
-            if mother is None and other is None:
-                return StoreKeys(office.keys, office.enterprise_id)
-            if mother is None or other is None:
-                raise ConfigError(
-                    "a mother card opens with its authentication card: give --mother and --authentication"
-                )
-            from keymgmt.mothercard import MotherCard, Pins  # noqa: PLC0415  # only with a mother card
-
-            pins = Pins(pin(session, "mother pin"), pin(session, "authentication pin"))
-            keys = MotherCard(session.open_card(str(mother)), session.open_card(str(other)), pins)
-            require_enterprise(keys, office.enterprise_id)
-            return keys
-
+        readers = (kwargs.pop(name, None) for name in ("mother_reader", "other_reader"))
+        source = Source(session, office, *(None if reader is None else str(reader) for reader in readers))
         command(session, office, source, *args, **kwargs)
 
     return run
 
 
 def pin(session: Session, name: str, *, new: bool = False) -> bytes:
-    """Ask for the PIN of a SAM or mother card: 4 to 12 hexadecimal digits. Raises ConfigError for anything else."""
+    """Ask for a SAM's PIN: 4 to 12 hexadecimal digits. Raises ConfigError for anything else."""
     try:
         value = bytes.fromhex(session.secret(name, new=new))
     except ValueError:

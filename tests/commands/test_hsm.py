@@ -16,6 +16,7 @@ from cardlib.errors import ConfigError
 from keymgmt.keys import KeyRef
 from keymgmt.pkcs11 import Pkcs11Store
 from tests.commands.test_life import HOLDER, Office, _secrets
+from tests.commands.test_permissions import ENTERPRISE
 from tests.softhsm import MODULE, PIN, TOKEN, softhsm
 
 __all__ = ["_secrets"]
@@ -51,6 +52,7 @@ def test_life_with_a_token(office: Office) -> None:
     assert office("blacklist", "key") == key
     used = [row for row in office("audit", "list", enterprise=None) if row["event"] == "key.used"]
     assert any("key:card_control.1" in str(row) and "card issue" in str(row) for row in used)
+    assert any(row["subject"] == f"key:purchase.1.{ENTERPRISE}" for row in used), "an enterprise's keys too"
     office("key", "make", "load", "2", enterprise=None)
     told = office("key", "make", "load", "3", "--algorithm", "sm4", code=2, enterprise=None)
     assert "SM4" in str(told)

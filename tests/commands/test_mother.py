@@ -15,9 +15,10 @@ from cardlib.crypto.sealing import Argon2Params
 from simulator import image
 from simulator.card import Card
 from simulator.mothercard import MotherCard
+from simulator.sam import SamCard
 from simulator.world import QUICK
 from tests.commands import test_life
-from tests.commands.test_life import Office
+from tests.commands.test_life import HOLDER, Office
 from tests.commands.test_permissions import ENTERPRISE
 from tests.secretwatch import register
 
@@ -139,3 +140,37 @@ def test_simulated_chips(office: Office) -> None:
         made = office("sim", "make", office.path(f"x{flag}.img"), flag, "--transport-key", "11" * 16)
         assert made["kind"] == image.load(Path(office.path(f"x{flag}.img"))).KIND == kind
     office("sim", "make", office.path("y.img"), "--mother", "--sam", code=2)
+
+
+STATION = "340000000001"
+
+
+def test_issue_without_key_store(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the platform washed and opened, the enterprise issues by mother card and issuing SAM, no passphrase near."""
+    run(office, "make", enterprise=ENTERPRISE)
+    office.vendor("sam", SamCard)
+    office.vendor("card")
+    office.at("sam", "sam", "wash")
+    card = office.at("card", "card", "wash")["card"]
+    assert office.at("card", "card", "open-slot")["slot"] == 1
+    office("member", "add", HOLDER, "王小明")
+    for name in ("KEY_PASSPHRASE", "TRANSPORT_KEY"):
+        monkeypatch.delenv(f"ONECARD_{name}_FILE")
+    pair = [f"--{option}=sim:{office.path(name)}.img" for option, name in
+            (("mother", "mother"), ("authentication", "authentication"))]  # fmt: skip
+    office.at("sam", "sam", "personalize", STATION, "--kind", "issuing", "--register", "issuing desk", *pair)
+    issue = ["card", "issue", HOLDER, *pair]
+    assert "--issuing-sam" in office.at("card", *issue, code=2)["message"]
+    issue.append(f"--issuing-sam=sim:{office.path('sam')}.img")
+    assert "--mother" in office.at("card", *issue[:3], issue[-1], code=2)["message"]
+    office.cut_at = 150
+    office.at("card", *issue, code=5)
+    office.cut_at = 0
+    made = office.at("card", *issue)
+    assert (made["card"], made["state"]) == (card, "active")
+    used = [row for row in office("audit", "list", enterprise=None) if row["event"] == "key.used"]
+    assert any((row["subject"], "card issue" in row["details"]) == (f"key:slot.1.{ENTERPRISE}", True) for row in used)
+    monkeypatch.setenv("ONECARD_KEY_PASSPHRASE_FILE", str(office.folder / "KEY_PASSPHRASE"))
+    office.at("card", "wallet", "recharge", "50")
+    office("settle", "run")
+    assert office("settle", "findings") == []
