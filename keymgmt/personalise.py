@@ -165,15 +165,15 @@ def prove(
     for ref, move in open_moves:
         recover(card, station.host, station.journal, session, ref, move)
     _write_records(card)
-    _prove_purchase(card, session, station)
+    prove_purchase(card, session, station)
     station.steps.done(plan.job, "purchase and TAC key proven")
     left = tuple(purpose for purpose in HOST_ONLY if not station.host.holds(purpose))
     if not left:
-        _prove_money_keys(card, session, station)
+        prove_money_keys(card, session, station)
         station.steps.done(plan.job, "load, refund and unload key proven")
     _prove_pin(card, plan, station)
     station.steps.done(plan.job, "PIN proven")
-    if not _holds(card, station.keys, plan.serial, Purpose.CONTROL, plan.key_set):
+    if not holds(card, station.keys, plan.serial, Purpose.CONTROL, plan.key_set):
         raise CheckFailed("the card's control key is not the one we wrote")
     _compare(card, plan)
     return left
@@ -192,8 +192,8 @@ def prove_at_host(
         raise Conflict(f"this is card {session.factor.hex().upper()}: present card {serial.hex().upper()}")
     for ref, move in open_moves:
         recover(card, station.host, station.journal, session, ref, move)
-    _prove_purchase(card, session, station)
-    _prove_money_keys(card, session, station)
+    prove_purchase(card, session, station)
+    prove_money_keys(card, session, station)
 
 
 def _select(card: Transport, plan: PersonalPlan) -> None:
@@ -213,12 +213,13 @@ def _under_slot_key(card: Transport, plan: PersonalPlan, station: Station) -> bo
     control = (Purpose.CONTROL, plan.key_set)
     order = (control, slot) if "control key" in station.steps.steps(plan.job) else (slot, control)
     for purpose, version in order:
-        if _holds(card, station.keys, plan.serial, purpose, version):
+        if holds(card, station.keys, plan.serial, purpose, version):
             return purpose is Purpose.SLOT
     raise CryptoError("neither our slot key nor our control key opens this application: it holds another key set")
 
 
-def _holds(card: Transport, keys: KeySource, serial: bytes, purpose: Purpose, version: int) -> bool:
+def holds(card: Transport, keys: KeySource, serial: bytes, purpose: Purpose, version: int) -> bool:
+    """Whether 39/00 of the selected application is that key of this card; leaves state 8 when it is."""
     return authenticates(card, 0, lambda challenge: keys.cryptogram(purpose, version, serial, challenge))
 
 
@@ -276,7 +277,7 @@ def _request(station: Station, purse: Purse) -> MoneyRequest:
     return MoneyRequest(purse, 0, local_when(now, station.offset_min), now)
 
 
-def _prove_purchase(card: Transport, session: CardSession, station: Station) -> None:
+def prove_purchase(card: Transport, session: CardSession, station: Station) -> None:
     """Keys 3E and 34, by a composite purchase of amount zero that the station journals (keys.md, Washing)."""
     host = station.host
     move = composite_debit(card, host, station.journal, session, _request(station, Purse.MAIN), ()).move
@@ -286,7 +287,7 @@ def _prove_purchase(card: Transport, session: CardSession, station: Station) -> 
         host.verify_tac(session.factor, move.key_version, move.algorithm, tac_input(move), move.tac)
 
 
-def _prove_money_keys(card: Transport, session: CardSession, station: Station) -> None:
+def prove_money_keys(card: Transport, session: CardSession, station: Station) -> None:
     """Keys 3F and 3D by the MAC1 of an INITIALIZE that is not carried on; the last also authenticates with 39/02."""
     host, terminal, factor = station.host, station.host.info().terminal, session.factor
     when, kind = _request(station, Purse.MAIN).when, TransactionType.LOAD_EP
