@@ -145,8 +145,9 @@ def personalise(
     plan.check()
     require_card(card, plan.serial)
     _select(card, plan)
-    if _under_slot_key(card, plan, station):
-        _write_keys(card, plan, station)
+    under = _under(card, plan, station)
+    if under != (Purpose.CONTROL, plan.key_set):
+        _write_keys(card, plan, station, under)
     _write_contents(card, plan, station)
     prove(card, plan, station, open_moves)
     station.steps.done(plan.job, "complete")
@@ -207,14 +208,17 @@ def _select(card: Transport, plan: PersonalPlan) -> None:
         raise
 
 
-def _under_slot_key(card: Transport, plan: PersonalPlan, station: Station) -> bool:
-    """Whether 39/00 still is the slot key; these counters are FF, so that asking costs nothing."""
-    slot = (Purpose.SLOT, plan.slot_version)
-    control = (Purpose.CONTROL, plan.key_set)
-    order = (control, slot) if "control key" in station.steps.steps(plan.job) else (slot, control)
-    for purpose, version in order:
+def _under(card: Transport, plan: PersonalPlan, station: Station) -> tuple[Purpose, int]:
+    """What 39/00 is: the slot key, our control key, or that of another key set which an abandoned job wrote.
+
+    These counters are FF, so that asking costs nothing.
+    """
+    slot, control = (Purpose.SLOT, plan.slot_version), (Purpose.CONTROL, plan.key_set)
+    order = [control, slot] if "control key" in station.steps.steps(plan.job) else [slot, control]
+    others = (line for line in station.keys.lines() if line.purpose is Purpose.CONTROL and line.version != plan.key_set)
+    for purpose, version in (*order, *((line.purpose, line.version) for line in others)):
         if holds(card, station.keys, plan.serial, purpose, version):
-            return purpose is Purpose.SLOT
+            return purpose, version
     raise CryptoError("neither our slot key nor our control key opens this application: it holds another key set")
 
 
@@ -223,18 +227,18 @@ def holds(card: Transport, keys: KeySource, serial: bytes, purpose: Purpose, ver
     return authenticates(card, 0, lambda challenge: keys.cryptogram(purpose, version, serial, challenge))
 
 
-def _write_keys(card: Transport, plan: PersonalPlan, station: Station) -> None:
+def _write_keys(card: Transport, plan: PersonalPlan, station: Station, under: tuple[Purpose, int]) -> None:
     """Application keys under the slot key, the control key last (keys.md, Slots, step 3)."""
     for spec in application_keys():
-        put_key(card, spec.key_type, spec.kid(plan.key_set), _payload(plan, station.keys, spec))
+        put_key(card, spec.key_type, spec.kid(plan.key_set), _payload(plan, station.keys, spec, under))
     station.steps.done(plan.job, "application keys")
     control = load_profile().key(Purpose.CONTROL)
-    write_key_sealed(card, control.key_type, control.kid(plan.key_set), _payload(plan, station.keys, control))
+    write_key_sealed(card, control.key_type, control.kid(plan.key_set), _payload(plan, station.keys, control, under))
     station.steps.done(plan.job, "control key")
 
 
-def _payload(plan: PersonalPlan, keys: KeySource, spec: KeySpec) -> Payload:
-    return sealed_by(keys, spec.purpose, plan.key_set, (Purpose.SLOT, plan.slot_version), plan.serial)
+def _payload(plan: PersonalPlan, keys: KeySource, spec: KeySpec, under: tuple[Purpose, int]) -> Payload:
+    return sealed_by(keys, spec.purpose, plan.key_set, under, plan.serial)
 
 
 def _write_contents(card: Transport, plan: PersonalPlan, station: Station) -> None:
