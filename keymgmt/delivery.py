@@ -121,7 +121,7 @@ class StoreKeys:
         under = self._key(wanted.under, wanted.under_version, wanted.serial)
         if wanted.purpose is Purpose.PIN:
             spec = SAM_PIN if wanted.under is Purpose.SAM_CONTROL else load_profile().key(Purpose.PIN)
-            expect_place(wanted, spec.key_type, spec.kids)
+            expect_place(wanted, spec.key_type, spec.kid(wanted.version))
             record = spec.header(wanted.version, under.algorithm) + wanted.pin.ljust(8, b"\xff")
             return protected(under, wanted.header, record, wanted.challenge, encrypt=True)
         if wanted.under is Purpose.SAM_CONTROL:
@@ -129,7 +129,7 @@ class StoreKeys:
         spec = load_profile().key(wanted.purpose)
         if spec.level != "adf":
             raise Refused("key_usage", f"the {spec.name} key belongs to no application")
-        expect_place(wanted, spec.key_type, spec.kids)
+        expect_place(wanted, spec.key_type, spec.kid(wanted.version))
         key = self._key(wanted.purpose, wanted.version, wanted.serial)
         record_header = spec.header(wanted.version, key.algorithm)
         return key_payload(under, key, record_header, wanted.header, wanted.challenge)
@@ -138,7 +138,7 @@ class StoreKeys:
         """The enterprise's key itself, not diversified: only into a SAM (keys.md, form 00)."""
         if wanted.purpose not in LOADED_USAGE:
             raise Refused("key_usage", f"no SAM holds a {wanted.purpose.name.lower()} key")
-        expect_place(wanted, LOAD, (0,))
+        expect_place(wanted, LOAD, 0)
         key = self._key(wanted.purpose, wanted.version)
         record_header = bytes([LOADED_USAGE[wanted.purpose], wanted.version, key.algorithm])
         return key_payload(under, key, record_header, wanted.header, wanted.challenge)
@@ -147,17 +147,16 @@ class StoreKeys:
         return self.store.handle(KeyRef(purpose, version, self.enterprise_id), *factors)
 
 
-def expect_place(wanted: Delivery, key_type: int, kids: Sequence[int]) -> None:
-    """Raise Refused ``key_usage`` unless the command adds or replaces a key of just this type and these identifiers.
+def expect_place(wanted: Delivery, key_type: int, kid: int) -> None:
+    """Raise Refused ``key_usage`` unless the command adds or replaces a key of just this type and identifier.
 
-    A load key delivered as type 30 would be an oracle for its own session keys (keys.md, DELIVER KEY). Which of its
-    two identifiers a version lies under is the writer's affair: rotation overwrites the older version under the other.
+    A load key delivered as type 30 would be an oracle for its own session keys (keys.md, DELIVER KEY).
     """
     p1, p2 = wanted.header[2:]
     places = (key_type,) if key_type == LOAD else (ADD, key_type)
-    if p1 not in places or p2 not in kids:
-        name, known = wanted.purpose.name.lower(), " or ".join(f"{kid:02X}" for kid in kids)
-        raise Refused("key_usage", f"a {name} key is type {key_type:02X}, kid {known}: not {p1:02X}/{p2:02X}")
+    if p1 not in places or p2 != kid:
+        name = wanted.purpose.name.lower()
+        raise Refused("key_usage", f"a {name} key is type {key_type:02X}, kid {kid:02X}: not {p1:02X}/{p2:02X}")
 
 
 def sealed_by(

@@ -143,12 +143,14 @@ def _opened(card: Transport, plan: RekeyPlan, station: Station) -> CardSession:
 
 
 def _expect_keys(plan: RekeyPlan, station: Station) -> None:
-    """All keys of the new set can be delivered, before the card is touched. Raises NotFound, Refused."""
+    """All keys of the new set can be delivered, before the card is touched. Raises Conflict, NotFound, Refused."""
+    if station.keys.enterprise_id != plan.enterprise_id:
+        raise Conflict(f"these are keys of enterprise {station.keys.enterprise_id}, not {plan.enterprise_id}")
     left = {line.purpose: line.left for line in station.keys.lines() if line.version == plan.key_set}
     for spec in rotated():
         if spec.purpose not in left:
             raise NotFound(f"there is no {spec.name} key of version {plan.key_set} to write")
-        if left[spec.purpose] < 2 * len(spec.kids):
+        if left[spec.purpose] < len(spec.kids):
             raise Refused("out_of_deliveries", f"the source may deliver {left[spec.purpose]} more {spec.name} keys")
 
 
@@ -202,22 +204,21 @@ def _control(card: Transport, plan: RekeyPlan, station: Station, version: int) -
 def _write_keys(card: Transport, plan: RekeyPlan, station: Station, under: int) -> None:
     """Each key of the new set, the control key last: a torn card opens with one of the two, and all is written anew.
 
-    Where a key has two places, the older version is overwritten in the other: no card keeps a key that was rotated.
+    Purchase and load key of the other parity stay under their identifier (profile.md); no terminal asks for them.
     """
     for spec in rotated():
         if spec.purpose is Purpose.CONTROL:
             station.steps.done(plan.job, "application keys")
             if under == plan.key_set:
                 continue
+        kid = spec.kid(plan.key_set)
         payload = sealed_by(station.keys, spec.purpose, plan.key_set, (Purpose.CONTROL, under), plan.serial)
-        for kid in spec.kids:
-            try:
-                write_key_sealed(card, spec.key_type, kid, payload)
-            except StatusError as e:
-                if e.sw != SW.KEY_NOT_FOUND:
-                    raise
-                if kid == spec.kid(plan.key_set):
-                    write_key_sealed(card, ADD, kid, payload)
+        try:
+            write_key_sealed(card, spec.key_type, kid, payload)
+        except StatusError as e:
+            if e.sw != SW.KEY_NOT_FOUND:
+                raise
+            write_key_sealed(card, ADD, kid, payload)
     station.steps.done(plan.job, "control key")
 
 
