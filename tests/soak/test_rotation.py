@@ -11,10 +11,7 @@ from tests.soak.rotation import Rotation
 
 @pytest.mark.parametrize(("seed", "people", "acts"), [(1, 200, 50)])
 def test_a_rotation_while_payments_go_on(tmp_path: Path, seed: int, people: int, acts: int) -> None:
-    """Torn renewals, payments and SAMs, settlement in between, a rollback, forward again, the old keys destroyed.
-
-    Money conserved, every record settled, and at each moment the counts are what the chips hold.
-    """
+    """Torn cards and SAMs, a rollback, the old keys destroyed: money conserved, all settled, counts as on the chips."""
     rotation = Rotation(tmp_path, seed, people)
     try:
         proof = rotation.run(acts)
