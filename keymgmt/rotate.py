@@ -116,12 +116,14 @@ def rekey(
     """
     plan.check()
     moves = tuple(open_moves)
-    _expect_keys(plan, station)
+    if station.keys.enterprise_id != plan.enterprise_id:
+        raise Conflict(f"these are keys of enterprise {station.keys.enterprise_id}, not {plan.enterprise_id}")
     require_card(card, plan.serial)
     session = identify(card, plan.enterprise_id)
     if session.blocked or session.factor != plan.serial:
         why = "is blocked: unblock it first" if session.blocked else "names another card"
         raise Conflict(f"the application on card {plan.serial.hex().upper()} {why}")
+    _expect_keys(plan, station, session.version)
     if session.version == plan.key_set:
         _resolve(card, station, _opened(card, plan, station), moves)
         return ()
@@ -142,11 +144,13 @@ def _opened(card: Transport, plan: RekeyPlan, station: Station) -> CardSession:
     return open_application(card, station.host, plan.enterprise_id, station.random_bytes)
 
 
-def _expect_keys(plan: RekeyPlan, station: Station) -> None:
-    """All keys of the new set can be delivered, before the card is touched. Raises Conflict, NotFound, Refused."""
-    if station.keys.enterprise_id != plan.enterprise_id:
-        raise Conflict(f"these are keys of enterprise {station.keys.enterprise_id}, not {plan.enterprise_id}")
-    left = {line.purpose: line.left for line in station.keys.lines() if line.version == plan.key_set}
+def _expect_keys(plan: RekeyPlan, station: Station, version: int) -> None:
+    """All that is needed can be had from the source, before anything on the card changes. Raises NotFound, Refused."""
+    lines = station.keys.lines()
+    controls = [line.version for line in lines if line.purpose is Purpose.CONTROL]
+    if version not in (CHANGING, *controls):
+        raise NotFound(f"the card holds key set {version}, and there is no control key of that version to write under")
+    left = {line.purpose: line.left for line in lines if line.version == plan.key_set}
     for spec in rotated():
         if spec.purpose not in left:
             raise NotFound(f"there is no {spec.name} key of version {plan.key_set} to write")

@@ -250,6 +250,11 @@ def test_refused_before_anything_changes(tmp_path: Path) -> None:
         rekey(card, replace(plan(2), serial=other), rig.station)
     with pytest.raises(FormatError):
         renew(rig, card, 0)
+    new = [line for line in rig.source.lines() if line.version == 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.source, "lines", lambda: new)
+        with pytest.raises(NotFound, match="holds key set 1"):
+            renew(rig, card, 2)
     with pytest.raises(Conflict, match="enterprise 1001, not 7"):
         rekey(card, replace(plan(2), enterprise_id=7), rig.station)
     session = open_application(card, rig.host, ENTERPRISE, rig.random.randbytes)
@@ -258,6 +263,7 @@ def test_refused_before_anything_changes(tmp_path: Path) -> None:
         renew(rig, card, 2)
     unchanged = records_of(card) == before
     assert unchanged
+    assert identify(card, ENTERPRISE).version == 1
 
 
 def test_out_of_deliveries(tmp_path: Path) -> None:
