@@ -43,7 +43,7 @@ NOUNS = {
     "enterprise": "backoffice.commands.enterprise",
     "operator": "backoffice.commands.operator",
     "member": "backoffice.commands.member",
-    "card": "backoffice.commands.card backoffice.commands.wash backoffice.commands.slot",
+    "card": "backoffice.commands.card backoffice.commands.wash backoffice.commands.slot backoffice.commands.rekey",
     "wallet": "backoffice.commands.wallet",
     "terminal": "backoffice.commands.terminal terminals.commands",
     "sam": "backoffice.commands.sam backoffice.commands.samwash",

@@ -54,6 +54,7 @@ class Event(StrEnum):
     SLOT_OPENED = "card.slot_opened"
     CARD_ISSUED = "card.issued"
     CARD_CHANGED = "card.changed"
+    CARD_REKEYED = "card.rekeyed"
     WALLET_MOVED = "wallet.moved"
     TERMINAL_REGISTERED = "terminal.registered"
     TERMINAL_CHANGED = "terminal.changed"

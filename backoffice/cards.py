@@ -268,6 +268,29 @@ def _platform_state(office: Office, work: Work, serial: bytes, state: CardState,
     work.phase(f"platform {state}", act)
 
 
+# Keys
+
+
+def update_keys(
+    office: Office, operator: Operator, card: Transport, serial: bytes, *, request_id: str | None = None
+) -> Result:
+    """Bring the card in the reader to the active key version, or finish one that was torn (requirement B5).
+
+    Every other flow with a card in the reader does the same first. Raises Refused, Conflict, NotFound; CardRemoved
+    when the card was pulled away: present it again.
+    """
+    require(operator, Permission.CARD_ISSUE, office.enterprise_id)
+    key_set = office.key_set
+
+    def act(work: Work) -> Result:
+        with office.db.read() as tx:
+            held = get(tx, office.enterprise_id, serial).key_version
+        office.desk(work).open_card(card, serial)
+        return {"card": serial.hex().upper(), "version_before": held, "version": key_set}
+
+    return run(office, operator, "rekey", serial.hex(), {"version": key_set}, request_id, act)
+
+
 # Issuing
 
 
@@ -392,7 +415,7 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
     if office.platform_operator is None or office.initial is None:
         raise Refused("wash", "this card is not washed: the platform washes cards first")
     serial = serial or office.next_serial(new.kind)
-    plan = WashPlan("wash", serial, WASH_VERSION, _today(office), office.key_set, office.initial)
+    plan = WashPlan("wash", serial, WASH_VERSION, _today(office), office.card_version, office.initial)
     wash(new.card, plan, office.store, PhaseSteps(work))
     return serial
 
@@ -408,16 +431,19 @@ def _reserve(tx: Tx, office: Office, serial: bytes, member: Member, replaces: by
     )
     if row is not None and (row["member_number"], row["state"]) != (member.member_number, S.SLOT.value):
         raise Refused("card_used", f"card {serial.hex().upper()} is {row['state']} here: take another one")
-    starts = _today(office)
+    starts, key_set = _today(office), office.key_set
     expires = _plus_years(starts, number_setting(tx, office.enterprise_id, Setting.APPLICATION_YEARS))
     tx.execute(
         "INSERT INTO card_application (enterprise_id, card_serial, member_number, kind, state, slot, key_version,"
         " starts, expires, replaces, created_ms, changed_ms) VALUES (?, ?, ?, ?, 'slot', 1, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (enterprise_id, card_serial) DO UPDATE SET replaces = excluded.replaces",
-        (office.enterprise_id, serial, member.member_number, int(kind), office.key_set, starts.isoformat(),
+        " ON CONFLICT (enterprise_id, card_serial) DO UPDATE SET replaces = excluded.replaces,"
+        " key_version = excluded.key_version",
+        (office.enterprise_id, serial, member.member_number, int(kind), key_set, starts.isoformat(),
          expires.isoformat(), replaces, tx.now_ms, tx.now_ms),
     )  # fmt: skip
-    return {"serial": serial.hex(), "starts": starts.isoformat(), "expires": expires.isoformat()}
+    return {
+        "serial": serial.hex(), "starts": starts.isoformat(), "expires": expires.isoformat(), "key_set": key_set,
+    }  # fmt: skip
 
 
 def _today(office: Office) -> date:
@@ -443,7 +469,7 @@ def _open(office: Office, work: Work, serial: bytes, card: Transport, member: Me
         if actor is None:
             return _open_slot_of(tx, serial, office.enterprise_id).number
         slot = chips.reserve_slot(tx, actor, serial, office.enterprise_id)
-    plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm())
+    plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm(), office.card_version)
     _open_reserved(office.platform, actor, card, slot, plan, office.store, PhaseSteps(work))
     return slot.number
 
@@ -492,7 +518,7 @@ def _personalise(office: Office, work: Work, desk: Desk, serial: bytes, member: 
     here, kept = work.result("card") or {}, (work.result("read") or {}).get("access")
     starts, expires = date.fromisoformat(here["starts"]), date.fromisoformat(here["expires"])
     plan = PersonalPlan(
-        "personalise", serial, office.enterprise_id, office.key_set,
+        "personalise", serial, office.enterprise_id, here.get("key_set", 1),
         Holder(serial[0], 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE),
         AccessRights.decode(bytes.fromhex(kept)) if kept else _rights(member, starts, expires),
         starts, expires, new.pin, office.algorithm(),

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import cbor2
 
-from backoffice import chips, jobs, journals, registry
+from backoffice import chips, jobs, journals, registry, rotation
 from backoffice.database import Database, Tx
 from backoffice.jobs import Job, Result
 from backoffice.operators import Operator, Role
@@ -24,7 +24,7 @@ from backoffice.settlement import observe, settle_cards
 from cardlib.crypto import Algorithm
 from cardlib.errors import Conflict, FormatError, MacMismatch, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.profile import CardKind, Purpose, Purse, TransactionType, load_profile, make_serial
-from cardlib.purse import CardSession, initialize_load, initialize_purchase, open_application, recover
+from cardlib.purse import CardSession, identify, initialize_load, initialize_purchase, open_application, recover
 from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis
 from cardlib.sam import Host
 from cardlib.transport import Transport
@@ -32,6 +32,7 @@ from keymgmt.delivery import KeySource, StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
 from keymgmt.personalise import Station
+from keymgmt.rotate import active_version
 from keymgmt.softsam import SoftSam
 from keymgmt.store import KeyStore
 
@@ -134,6 +135,7 @@ class IssuingStation:
 
     keys: KeySource
     host: Host
+    key_set: int
 
 
 class _NoStore:
@@ -153,7 +155,8 @@ class Office:
     """Everything the flows need: databases, keys, clock, randomness.
 
     ``platform_operator`` acts for the platform (washing, slots) where both are one organisation; ``initial`` is
-    the vendor's key of cards that are not washed yet. With ``issuing`` cards are personalised without ``store``.
+    the vendor's key of cards that are not washed yet, ``card_version`` that of the platform's keys in their MF. With
+    ``issuing`` cards are personalised without ``store``.
     """
 
     platform: Database
@@ -165,10 +168,15 @@ class Office:
     platform_operator: Operator | None = None
     initial: KeyHandle | None = None
     offset_min: int = DEFAULT_OFFSET_MIN
-    key_set: int = 1
+    card_version: int = 1
     label: str = "ONECARD"
     issuing: IssuingStation | None = None
     _kept: local = field(default_factory=local, repr=False, compare=False)
+
+    @property
+    def key_set(self) -> int:
+        """The version of the enterprise's keys that new cards get and others are brought to (keys.md, Rotation)."""
+        return self.issuing.key_set if self.issuing else active_version(self.store, self.enterprise_id)
 
     def host(self) -> SoftSam:
         """The office's SAM as this thread has it open; no two openings share a sequence."""
@@ -231,6 +239,7 @@ class Desk:
     account: str
     _foreign: dict[int, str] = field(default_factory=dict)
     _proofs: list[Transaction] = field(default_factory=list)
+    _renews: bool = False
 
     def station(self) -> Station:
         """The same for :mod:`keymgmt`."""
@@ -251,13 +260,14 @@ class Desk:
 
     def intent(self, move: Transaction) -> int:
         """See ``cardlib.purse.Journal``: the record and its order, in one transaction with the chain."""
-        if not move.amount_fen:
+        if not move.amount_fen and not self._renews:
             return ZERO
         with self.office.db.write() as tx:
             self.work.job.hold(tx)
             self.office.ready(tx)
-            move = replace(move, request_id=self.order(move.card_serial, move.purse, move.amount_fen))
-            if self.account:
+            if move.amount_fen:
+                move = replace(move, request_id=self.order(move.card_serial, move.purse, move.amount_fen))
+            if self.account and move.amount_fen:
                 tx.execute(
                     "INSERT INTO money_order (enterprise_id, request_id, kind, card_serial, purse, amount_fen, account,"
                     " operator, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -293,6 +303,15 @@ class Desk:
                 serial = self._intent(tx, ref).card_serial
                 self._append(tx, Event.NOT_DONE, ref, None, reason)
             settle_cards(tx, enterprise_id, self.host, [serial], self.office.offset_min)
+
+    @contextmanager
+    def renewing(self) -> Iterator[None]:
+        """Proofs of new keys on a card in use are journaled like payments: they use up numbers of its counter."""
+        self._renews = True
+        try:
+            yield
+        finally:
+            self._renews = False
 
     def prove_new(self, tx: Tx, serial: bytes) -> None:
         """Write the payments of zero that proved a new application, checked as they were made (keys.md, Washing).
@@ -374,13 +393,16 @@ class Desk:
     def open_card(self, card: Transport, serial: bytes) -> CardSession:
         """Open the application as recharge authority, close what is open, note what the card says of its purses.
 
-        Raises Conflict when another card is there, OutcomeUnknown when a move of this job can't be told.
+        Its keys are renewed first where that is due (keys.md, Rotation). Raises Conflict when another card is there,
+        OutcomeUnknown when a move of this job can't be told.
         """
-        session = open_application(
-            card, self.host, self.office.enterprise_id, self.office.random_bytes, Purpose.RECHARGE
-        )
-        if session.factor != serial:
-            raise Conflict(f"this is card {session.factor.hex().upper()}: present card {serial.hex().upper()}")
+        enterprise_id = self.office.enterprise_id
+        found = identify(card, enterprise_id)
+        if found.factor != serial:
+            raise Conflict(f"this is card {found.factor.hex().upper()}: present card {serial.hex().upper()}")
+        if not found.blocked:
+            rotation.renew(self, card, found)
+        session = open_application(card, self.host, enterprise_id, self.office.random_bytes, Purpose.RECHARGE)
         for ref, move in self.open_moves(serial):
             ended = recover(card, self.host, self, session, ref, move)
             if ended.outcome is Outcome.UNKNOWN and move.request_id.startswith(self.work.info.job_id):

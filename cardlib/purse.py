@@ -31,6 +31,8 @@ INITIALIZE_ERRORS = {SW.FUNDS: "balance", SW.COUNTER_FULL: "counter_full"}
 LOADS = {Purse.SUBSIDY: TransactionType.LOAD_ED, Purse.MAIN: TransactionType.LOAD_EP}
 PURCHASES = {Purse.SUBSIDY: TransactionType.PURCHASE_ED, Purse.MAIN: TransactionType.PURCHASE_EP}
 COMPOSITE_FILE = 0x0017
+CHANGING = 0
+"""Key set that 0015 names while an application's keys are being replaced: real ones are 1 to 255 (keys.md)."""
 MAX_BALANCE_FEN = 0xFFFFFFFF
 
 Initialized = TypeVar("Initialized", bound=Record)
@@ -135,12 +137,25 @@ def open_application(
 ) -> CardSession:
     """Select and authenticate both ways, the card first (profile.md).
 
-    Raises what :func:`identify` raises, Refused ``application_blocked``, MacMismatch when the card did not prove
-    itself, StatusError when it does not accept us.
+    Raises what :func:`identify` raises, Refused ``application_blocked``, ``keys_changing``, MacMismatch when the card
+    did not prove itself, StatusError when it does not accept us.
     """
     session = identify(card, enterprise_id)
     if session.blocked:
         raise Refused("application_blocked", "the application is blocked: ask the issuer to unblock it")
+    if session.version == CHANGING:
+        raise Refused("keys_changing", "the card's keys were being renewed: present it where cards are recharged")
+    return authenticate(card, sam, session, random_bytes, purpose)
+
+
+def authenticate(
+    card: Transport,
+    sam: Sam,
+    session: CardSession,
+    random_bytes: Callable[[int], bytes],
+    purpose: Purpose = Purpose.TERMINAL,
+) -> CardSession:
+    """Authenticate both ways with the key set that an identified session names. Raises MacMismatch, StatusError."""
     profile = load_profile()
     challenge = random_bytes(8)
     answer = internal_authenticate(card, profile.key(Purpose.CARD).kid(session.version), challenge)

@@ -102,10 +102,12 @@ class StoreKeys:
     def lines(self) -> list[KeyLine]:
         """See :class:`KeySource`: what the enterprise has of its own, and what follows from the platform's roots."""
         found: dict[tuple[Purpose, int], KeyLine] = {}
-        for info in self.store.list():
+        infos = self.store.list()
+        gone = {info.ref for info in infos if info.state is KeyState.DESTROYED}
+        for info in infos:
             ref = info.ref._replace(enterprise_id=self.enterprise_id)
             ours = info.ref.enterprise_id in (None, self.enterprise_id) and ref.purpose not in PLATFORM_PURPOSES
-            if ours and info.state is not KeyState.DESTROYED:
+            if ours and not gone & {info.ref, ref}:
                 key = self.store.handle(ref)
                 found[ref.purpose, ref.version] = KeyLine(ref.purpose, ref.version, key.algorithm, key.kcv, UNLIMITED)
         return [found[key] for key in sorted(found)]

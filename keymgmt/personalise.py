@@ -146,8 +146,9 @@ def personalise(
     require_enterprise(station.keys, plan.enterprise_id)
     require_card(card, plan.serial)
     _select(card, plan)
-    if _under_slot_key(card, plan, station):
-        _write_keys(card, plan, station)
+    under = _under(card, plan, station)
+    if under != (Purpose.CONTROL, plan.key_set):
+        _write_keys(card, plan, station, under)
     _write_contents(card, plan, station)
     prove(card, plan, station, open_moves)
     station.steps.done(plan.job, "complete")
@@ -166,15 +167,15 @@ def prove(
     for ref, move in open_moves:
         recover(card, station.host, station.journal, session, ref, move)
     _write_records(card)
-    _prove_purchase(card, session, station)
+    prove_purchase(card, session, station)
     station.steps.done(plan.job, "purchase and TAC key proven")
     left = tuple(purpose for purpose in HOST_ONLY if not station.host.holds(purpose))
     if not left:
-        _prove_money_keys(card, session, station)
+        prove_money_keys(card, session, station)
         station.steps.done(plan.job, "load, refund and unload key proven")
     _prove_pin(card, plan, station)
     station.steps.done(plan.job, "PIN proven")
-    if not _holds(card, station.keys, plan.serial, Purpose.CONTROL, plan.key_set):
+    if not holds(card, station.keys, plan.serial, Purpose.CONTROL, plan.key_set):
         raise CheckFailed("the card's control key is not the one we wrote")
     _compare(card, plan)
     return left
@@ -193,8 +194,8 @@ def prove_at_host(
         raise Conflict(f"this is card {session.factor.hex().upper()}: present card {serial.hex().upper()}")
     for ref, move in open_moves:
         recover(card, station.host, station.journal, session, ref, move)
-    _prove_purchase(card, session, station)
-    _prove_money_keys(card, session, station)
+    prove_purchase(card, session, station)
+    prove_money_keys(card, session, station)
 
 
 def _select(card: Transport, plan: PersonalPlan) -> None:
@@ -208,33 +209,37 @@ def _select(card: Transport, plan: PersonalPlan) -> None:
         raise
 
 
-def _under_slot_key(card: Transport, plan: PersonalPlan, station: Station) -> bool:
-    """Whether 39/00 still is the slot key; these counters are FF, so that asking costs nothing."""
-    slot = (Purpose.SLOT, plan.slot_version)
-    control = (Purpose.CONTROL, plan.key_set)
-    order = (control, slot) if "control key" in station.steps.steps(plan.job) else (slot, control)
-    for purpose, version in order:
-        if _holds(card, station.keys, plan.serial, purpose, version):
-            return purpose is Purpose.SLOT
+def _under(card: Transport, plan: PersonalPlan, station: Station) -> tuple[Purpose, int]:
+    """What 39/00 is: the slot key, our control key, or that of another key set which an abandoned job wrote.
+
+    These counters are FF, so that asking costs nothing.
+    """
+    slot, control = (Purpose.SLOT, plan.slot_version), (Purpose.CONTROL, plan.key_set)
+    order = [control, slot] if "control key" in station.steps.steps(plan.job) else [slot, control]
+    others = (line for line in station.keys.lines() if line.purpose is Purpose.CONTROL and line.version != plan.key_set)
+    for purpose, version in (*order, *((line.purpose, line.version) for line in others)):
+        if holds(card, station.keys, plan.serial, purpose, version):
+            return purpose, version
     raise CryptoError("neither our slot key nor our control key opens this application: it holds another key set")
 
 
-def _holds(card: Transport, keys: KeySource, serial: bytes, purpose: Purpose, version: int) -> bool:
+def holds(card: Transport, keys: KeySource, serial: bytes, purpose: Purpose, version: int) -> bool:
+    """Whether 39/00 of the selected application is that key of this card; leaves state 8 when it is."""
     return authenticates(card, 0, lambda challenge: keys.cryptogram(purpose, version, serial, challenge))
 
 
-def _write_keys(card: Transport, plan: PersonalPlan, station: Station) -> None:
+def _write_keys(card: Transport, plan: PersonalPlan, station: Station, under: tuple[Purpose, int]) -> None:
     """Application keys under the slot key, the control key last (keys.md, Slots, step 3)."""
     for spec in application_keys():
-        put_key(card, spec.key_type, spec.kid(plan.key_set), _payload(plan, station.keys, spec))
+        put_key(card, spec.key_type, spec.kid(plan.key_set), _payload(plan, station.keys, spec, under))
     station.steps.done(plan.job, "application keys")
     control = load_profile().key(Purpose.CONTROL)
-    write_key_sealed(card, control.key_type, control.kid(plan.key_set), _payload(plan, station.keys, control))
+    write_key_sealed(card, control.key_type, control.kid(plan.key_set), _payload(plan, station.keys, control, under))
     station.steps.done(plan.job, "control key")
 
 
-def _payload(plan: PersonalPlan, keys: KeySource, spec: KeySpec) -> Payload:
-    return sealed_by(keys, spec.purpose, plan.key_set, (Purpose.SLOT, plan.slot_version), plan.serial)
+def _payload(plan: PersonalPlan, keys: KeySource, spec: KeySpec, under: tuple[Purpose, int]) -> Payload:
+    return sealed_by(keys, spec.purpose, plan.key_set, under, plan.serial)
 
 
 def _write_contents(card: Transport, plan: PersonalPlan, station: Station) -> None:
@@ -277,7 +282,7 @@ def _request(station: Station, purse: Purse) -> MoneyRequest:
     return MoneyRequest(purse, 0, local_when(now, station.offset_min), now)
 
 
-def _prove_purchase(card: Transport, session: CardSession, station: Station) -> None:
+def prove_purchase(card: Transport, session: CardSession, station: Station) -> None:
     """Keys 3E and 34, by a composite purchase of amount zero that the station journals (keys.md, Washing)."""
     host = station.host
     move = composite_debit(card, host, station.journal, session, _request(station, Purse.MAIN), ()).move
@@ -287,7 +292,7 @@ def _prove_purchase(card: Transport, session: CardSession, station: Station) -> 
         host.verify_tac(session.factor, move.key_version, move.algorithm, tac_input(move), move.tac)
 
 
-def _prove_money_keys(card: Transport, session: CardSession, station: Station) -> None:
+def prove_money_keys(card: Transport, session: CardSession, station: Station) -> None:
     """Keys 3F and 3D by the MAC1 of an INITIALIZE that is not carried on; the last also authenticates with 39/02."""
     host, terminal, factor = station.host, station.host.info().terminal, session.factor
     when, kind = _request(station, Purse.MAIN).when, TransactionType.LOAD_EP

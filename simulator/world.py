@@ -214,18 +214,19 @@ class Company:
 
     # Tills
 
-    def open_till(self, number: int, rules: Rules | None = None) -> Till:
-        """Make a SAM, register the terminal, open its shift."""
+    def open_till(self, number: int, rules: Rules | None = None, versions: tuple[int, ...] = (1,)) -> Till:
+        """Make a SAM with keys of some versions, register the terminal, open its shift."""
         terminal = b"TILL" + number.to_bytes(2, "big")
         with self.system.platform.write() as tx:
             serial = chips.next_serial(tx, CardKind.SAM)
         sam = SamCard.vendor_fresh(TRANSPORT_KEY, self.random.randbytes)
         initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
-        plan = SamPlan("sam", serial, terminal, ENTERPRISE, SamKind.POS, (1,), START, EXPIRY)
-        make_sam(sam, plan, initial, self.system.keys, MemorySteps())
+        plan = SamPlan("sam", serial, terminal, ENTERPRISE, SamKind.POS, versions, START, EXPIRY)
+        listed = make_sam(sam, plan, initial, self.system.keys, MemorySteps())
         with self.system.database.write() as tx:
             registry.register(tx, self.admin, ENTERPRISE, terminal, TerminalKind.POS, f"canteen {number}")
             registry.fit_sam(tx, self.admin, ENTERPRISE, terminal, serial)
+            registry.note_sam_keys(tx, ENTERPRISE, serial, listed)
         path = self.folder / f"till-{number}"
         journal = Journal(path.with_suffix(".db"), ENTERPRISE, terminal, serial, self.now_ms)
         root = self.system.signer.public

@@ -18,6 +18,7 @@ class Reason(Enum):
     CARD_REFUSED = ("card_refused", "卡拒绝操作", "the card refuses")
     CARD_BLOCKED = ("card_blocked", "卡已锁定", "the card is blocked")
     APPLICATION_BLOCKED = ("application_blocked", "应用已锁定", "the application is blocked")
+    KEYS_CHANGING = ("keys_changing", "请到充值点更新卡片", "the card must be renewed where cards are recharged")
     NOT_YET_VALID = ("not_yet_valid", "卡未启用", "the card is not valid yet")
     EXPIRED = ("expired", "卡已过期", "the card has expired")
     LOST = ("lost", "挂失卡", "card reported lost")

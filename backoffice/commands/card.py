@@ -22,7 +22,7 @@ from backoffice.operators import Permission
 from backoffice.station import IssuingStation, Office
 from cardlib.errors import CheckFailed, ConfigError, Conflict, OutcomeUnknown, Refused
 from cardlib.iso7816 import pin_bytes, select
-from cardlib.profile import CardKind
+from cardlib.profile import CardKind, Purpose
 from cardlib.sam import SAM_DF, IssuingSam, wants_pin
 from console import Hex, Noun, Session
 
@@ -51,17 +51,24 @@ def _desk(office: Installation, platform_operator: str | None) -> Office:
     return office.office(office.platform_operator(platform_operator), office.initial_key())
 
 
-def _station(session: Session, office: Installation, source: Source, issuing_sam: str | None) -> Office | None:
+def _station(
+    session: Session, office: Installation, source: Source, issuing_sam: str | None, key_set: int | None
+) -> Office | None:
     """An office without key store: a mother card writes keys, an issuing SAM does everything else."""
     if not source.is_mother and issuing_sam is None:
+        if key_set is not None:
+            raise ConfigError("--key-set goes with a mother card: a key store knows its active version")
         return None
     if not source.is_mother or issuing_sam is None:
         raise ConfigError("a mother card issues with an issuing SAM: give --mother, --authentication, --issuing-sam")
     keys = source()
+    held = sorted({line.version for line in keys.lines() if line.purpose is Purpose.CONTROL})
+    if key_set not in held if key_set else len(held) != 1:
+        raise ConfigError(f"the mother card holds key sets {', '.join(map(str, held))}: name one with --key-set")
     sam = session.open_card(issuing_sam)
     select(sam, SAM_DF)
     host = IssuingSam(sam, (lambda: pin(session, "sam pin")) if wants_pin(sam) else None)
-    return office.office(issuing=IssuingStation(keys, host))
+    return office.office(issuing=IssuingStation(keys, host, key_set or held[0]))
 
 
 def _done(session: Session, act: Callable[[], Result]) -> None:
@@ -84,11 +91,12 @@ def _new_pin(session: Session) -> bytes:
 @posted_option
 @platform_option
 @click.option("--issuing-sam", help="Reader of an issuing SAM: with it and a mother card no key store is needed.")
+@click.option("--key-set", type=click.IntRange(1, 255), help="Which, where the mother card holds several.")
 @permitted(Permission.CARD_ISSUE)
 @key_source
 def issue(
     session: Session, office: Installation, source: Source, member_number: str, kind: str, posted: bool,
-    platform_operator: str | None, issuing_sam: str | None,
+    platform_operator: str | None, issuing_sam: str | None, key_set: int | None,
 ) -> None:  # fmt: skip
     """Make the card in --reader the card of MEMBER_NUMBER. Asks for the holder's PIN of 4 to 12 digits.
 
@@ -96,7 +104,7 @@ def issue(
     --issuing-sam keys come from the mother card alone, onto a card whose slot the platform has opened.
     """
     session.refuse_dry_run(NO_DRY_RUN)
-    desk = _station(session, office, source, issuing_sam) or _desk(office, platform_operator)
+    desk = _station(session, office, source, issuing_sam, key_set) or _desk(office, platform_operator)
     new = NewCard(open_card(session, office), _new_pin(session), posted, KINDS[kind])
     request_id = session.request_id or None
     _done(session, lambda: cards.issue(desk, office.operator, member_number, new, request_id=request_id))

@@ -60,7 +60,7 @@ def issuing_sam(world: World) -> IssuingSam:
 
 def station(world: World) -> Office:
     """As a process of its own: platform and enterprise are two, and the key store is elsewhere."""
-    issuing = IssuingStation(StoreKeys(world.store, ENTERPRISE), issuing_sam(world))
+    issuing = IssuingStation(StoreKeys(world.store, ENTERPRISE), issuing_sam(world), 1)
     locked = cast("KeyStore", Locked())
     return replace(world.office, store=locked, issuing=issuing, platform_operator=None, initial=None)
 

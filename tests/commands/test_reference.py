@@ -68,7 +68,7 @@ def completed(words: str, number: int, capsys: pytest.CaptureFixture[str], patch
         ("onecard ", 1, set(cli.NOUNS)),
         ("onecard se", 1, {"settle"}),
         ("onecard terminal ", 2, {path.split()[1] for path in COMMANDS if path.startswith("terminal ")}),
-        ("onecard card re", 2, {"reissue"}),
+        ("onecard card re", 2, {"reissue", "rekey"}),
         ("onecard key state card 1 ret", 5, {"retiring"}),
         ("onecard operator add x --role iss", 5, {"issuer"}),
         ("onecard --log-level w", 2, {"warning"}),

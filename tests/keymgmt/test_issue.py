@@ -343,6 +343,14 @@ def test_key_sets(tmp_path: Path, key_set: int) -> None:
     assert [move.key_version for move in rig.moves.ends.values() if move] == [key_set]
 
 
+def test_another_key_set_after_a_tear(tmp_path: Path) -> None:
+    """A card that an abandoned job gave key set 1 is personalised with set 2: its control key opens it."""
+    rig = Rig(tmp_path)
+    card = complete(rig)
+    personalise(card, replace(rig.personal_plan, key_set=2), rig.station)
+    assert same(held(card, 0x39, 0, SLOT), rig.expected(Purpose.CONTROL, 2))
+
+
 def test_a_wrong_key_is_found(tmp_path: Path) -> None:
     """Each key of the profile: with one byte of it changed on the card, proving fails."""
     rig = Rig(tmp_path)

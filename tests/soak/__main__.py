@@ -1,4 +1,7 @@
-"""``script/soak [--seeds N] [--start S]``: random days; the first that does not add up is told with its seed."""
+"""``script/soak [--seeds N] [--start S] [--rotation]``: random days, or rotations of keys with so many people.
+
+The first that does not add up is told with its seed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 
 from cardlib.errors import OneCardError
 from tests.soak.day import Day
+from tests.soak.rotation import Rotation
 
 
 def main() -> int:
@@ -18,11 +22,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--start", type=int, default=1)
     parser.add_argument("--acts", type=int, default=60)
+    parser.add_argument("--rotation", action="store_true", help="rotate the keys of 20 people instead of a day")
     options = parser.parse_args()
     began = time.monotonic()
     for seed in range(options.start, options.start + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            day = Day(Path(folder), seed)
+            day = Rotation(Path(folder), seed, 20) if options.rotation else Day(Path(folder), seed)
             faults: tuple[str, ...]
             try:
                 faults = day.run(options.acts).faults

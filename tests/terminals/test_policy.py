@@ -83,7 +83,7 @@ CASES: list[tuple[Reason, Facts, Rules]] = [
 
 OUTSIDE_POLICY = {
     Reason.NO_APPLICATION, Reason.ILLEGAL_CARD, Reason.CARD_REFUSED, Reason.CARD_BLOCKED,
-    Reason.APPLICATION_BLOCKED, Reason.SAM_FAULT, Reason.KEY_VERSION,
+    Reason.APPLICATION_BLOCKED, Reason.SAM_FAULT, Reason.KEY_VERSION, Reason.KEYS_CHANGING,
     Reason.STORAGE_FULL, Reason.NO_OPERATOR, Reason.HOST_UNREACHABLE, Reason.HOST_REFUSED, Reason.COUNTER_FULL,
     Reason.PIN_WRONG, Reason.PIN_LOCKED,
 }  # fmt: skip
