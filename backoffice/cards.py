@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from backoffice import audit, blacklists, chips, jobs, ledger, members, outbox, reconcile
 from backoffice.audit import Event
+from backoffice.batches import WashSteps
 from backoffice.chips import CardState
 from backoffice.database import Database, Row, Tx
 from backoffice.enterprises import Setting, number_setting, setting
@@ -24,7 +25,7 @@ from backoffice.operators import Operator, Permission, require
 from backoffice.station import Desk, Office, PhaseSteps, Work, run
 from backoffice.wallet import Move, carry_out
 from cardlib.blacklist import ListReason
-from cardlib.errors import CardRemoved, Conflict, NotFound, OneCardError, OutcomeUnknown, Refused
+from cardlib.errors import CardRemoved, Conflict, CryptoError, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.iso7816 import read_binary
 from cardlib.profile import AccessRights, CardKind, Holder, Purse, check_serial, load_profile
 from cardlib.purse import read_log
@@ -32,7 +33,7 @@ from cardlib.transport import Transport
 from keymgmt.personalise import PersonalPlan, personalise
 from keymgmt.retire import retire
 from keymgmt.slot import SlotPlan, open_slot
-from keymgmt.steps import StepJournal, read_identity
+from keymgmt.steps import StepJournal, chip_number, may_try, read_identity, was_refused
 from keymgmt.store import KeyStore
 from keymgmt.wash import WashPlan, wash
 
@@ -414,10 +415,36 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
         return serial
     if office.platform_operator is None or office.initial is None:
         raise Refused("wash", "this card is not washed: the platform washes cards first")
+    chip = chip_number(new.card)
+    job = f"chip {chip}" if chip else f"chips without number, ATR {new.card.atr.hex().upper()}"
+    steps, kcv = _ChipSteps(work, office.platform), office.initial.kcv.hex().upper()
+    if not may_try(steps.steps(job), kcv, trusted=bool(chip)) and not was_refused(steps.steps(job), kcv):
+        raise CryptoError(
+            f"{job} refused keys before: make sure of the key with check value {kcv}, then run onecard card wash"
+            " --try-again with it"
+        )
     serial = serial or office.next_serial(new.kind)
-    plan = WashPlan("wash", serial, WASH_VERSION, _today(office), office.card_version, office.initial)
-    wash(new.card, plan, office.store, PhaseSteps(work))
+    plan = WashPlan(job, serial, WASH_VERSION, _today(office), office.card_version, office.initial)
+    wash(new.card, plan, office.store, steps)
     return serial
+
+
+class _ChipSteps(PhaseSteps):
+    """Steps of washing at a desk: a key that a chip refused is known to every job and command after this one."""
+
+    def __init__(self, work: Work, platform: Database) -> None:
+        super().__init__(work)
+        self._chips = WashSteps(platform)
+
+    def done(self, job: str, step: str) -> None:
+        """See ``keymgmt.steps.StepJournal``."""
+        super().done(job, step)
+        if "refused" in step:
+            self._chips.done(job, step)
+
+    def steps(self, job: str) -> list[str]:
+        """See ``keymgmt.steps.StepJournal``."""
+        return [*self._chips.steps(job), *super().steps(job)]
 
 
 def _reserve(tx: Tx, office: Office, serial: bytes, member: Member, replaces: bytes | None) -> Result:

@@ -71,7 +71,6 @@ class Permission(StrEnum):
     SETTLE_SHOW = "settle.show"
     LEDGER_CORRECT = "ledger.correct"
     AUDIT_SHOW = "audit.show"
-    AUDIT_EXPORT = "audit.export"
     DATABASE_MANAGE = "database.manage"
     DATABASE_SHOW = "database.show"
 
@@ -82,7 +81,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.PLATFORM: frozenset(
         {
             P.ENTERPRISE_MANAGE, P.ENTERPRISE_SHOW, P.OPERATOR_MANAGE, P.OPERATOR_SHOW, P.CARD_WASH, P.CARD_SLOT,
-            P.CARD_SHOW, P.SAM_MANAGE, P.TERMINAL_SHOW, P.KEY_MANAGE, P.KEY_SHOW, P.AUDIT_SHOW, P.AUDIT_EXPORT,
+            P.CARD_SHOW, P.SAM_MANAGE, P.TERMINAL_SHOW, P.KEY_MANAGE, P.KEY_SHOW, P.AUDIT_SHOW,
             P.DATABASE_MANAGE, P.DATABASE_SHOW,
         }
     ),
@@ -100,7 +99,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
             P.LEDGER_CORRECT,
         }
     ) | (_SHOW - {P.KEY_SHOW, P.OPERATOR_SHOW}),
-    Role.AUDITOR: _SHOW | {P.AUDIT_EXPORT},
+    Role.AUDITOR: _SHOW,
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def seal(session: Session, office: Installation) -> None:
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@permitted(Permission.AUDIT_EXPORT)
+@permitted(Permission.AUDIT_SHOW)
 def export(session: Session, office: Installation, file: Path) -> None:
     """Write the sealed events to FILE, a line each with its hash: checked with sha256sum, without this program.
 

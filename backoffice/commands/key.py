@@ -20,6 +20,7 @@ from console import Noun, Session
 from keymgmt.keys import KeyInfo, KeyRef, KeyState, check_transition
 
 PURPOSES = [purpose.name.lower() for purpose in Purpose if purpose is not Purpose.PIN]
+ALL = "all"
 ALGORITHMS = {"3des": Algorithm.TDES, "sm4": Algorithm.SM4}
 
 
@@ -49,27 +50,46 @@ def list_command(session: Session, office: Installation) -> None:
 
 
 @command.command()
-@click.argument("purpose", type=click.Choice(PURPOSES))
+@click.argument("purpose", type=click.Choice([*PURPOSES, ALL]))
 @click.argument("version", type=click.IntRange(1, 255))
 @click.option("--algorithm", type=click.Choice(list(ALGORITHMS)), default="3des", show_default=True, help="Cipher.")
+@click.option("--activate", is_flag=True, help="Make it active at once.")
 @permitted(Permission.KEY_MANAGE, platform=True)
-def make(session: Session, office: Installation, purpose: str, version: int, algorithm: str) -> None:
-    """Make root key PURPOSE, VERSION from random bytes; it is pending until it is made active."""
-    ref = KeyRef(Purpose[purpose.upper()], version)
-    ref.check()
+def make(session: Session, office: Installation, purpose: str, version: int, algorithm: str, activate: bool) -> None:
+    """Make root key PURPOSE, VERSION from random bytes; it is pending until it is made active.
+
+    PURPOSE all makes those of VERSION that are not there yet: beside the ones made by ceremony, say.
+    """
+    names = PURPOSES if purpose == ALL else [purpose]
+
+    def missing() -> list[KeyRef]:
+        there = {info.ref for info in office.keys.list()}
+        refs = [ref for name in names if (ref := KeyRef(Purpose[name.upper()], version)) not in there]
+        if not refs:
+            what = f"all keys of version {version} exist" if purpose == ALL else f"{purpose} version {version} exists"
+            raise Conflict(f"{what} already: give the next version")
+        return refs
+
     if session.dry_run:
-        if any(info.ref == ref for info in office.keys.list()):
-            raise Conflict(f"key {ref} exists already: give the next version")
-        session.emit({"key": str(ref), "dry_run": True}, f"would make {ref}")
+        refs = missing()
+        session.emit({"keys": [str(ref) for ref in refs], "dry_run": True}, [f"would make {ref}" for ref in refs])
         return
 
-    def action() -> dict[str, Any]:
-        info = office.keys.create(ref, ALGORITHMS[algorithm], office.operator.name)
-        _note(office, ref, "pending")
-        return _row(info)
+    def action() -> list[dict[str, Any]]:
+        return [_made(office, ref, ALGORITHMS[algorithm], activate) for ref in missing()]
 
-    arguments = {"key": str(ref), "algorithm": algorithm}
-    session.emit(act_outside(session, office.platform, PLATFORM, "key make", arguments, action))
+    arguments = {"purpose": purpose, "version": version, "algorithm": algorithm, "activate": activate}
+    made = act_outside(session, office.platform, PLATFORM, "key make", arguments, action)
+    session.emit(made if purpose == ALL else made[0])
+
+
+def _made(office: Installation, ref: KeyRef, algorithm: Algorithm, activate: bool) -> dict[str, Any]:
+    info = office.keys.create(ref, algorithm, office.operator.name)
+    _note(office, ref, info.state.value)
+    if activate:
+        info = office.keys.set_state(ref, KeyState.ACTIVE, office.operator.name)
+        _note(office, ref, info.state.value)
+    return _row(info)
 
 
 @command.command()

@@ -13,10 +13,12 @@ from backoffice import cards, chips, jobs, ledger, outbox, wallet
 from backoffice.cards import NEXT, State
 from backoffice.enterprises import Setting
 from backoffice.operators import Operator, Role
-from cardlib.errors import CardRemoved, Conflict, FormatError, NotFound, OneCardError, Refused
+from cardlib.crypto import make_key
+from cardlib.errors import CardRemoved, Conflict, CryptoError, FormatError, NotFound, OneCardError, Refused
 from cardlib.iso7816 import read_binary
 from cardlib.profile import CardKind, Holder, Purse, load_profile, make_serial
 from cardlib.purse import identify, open_application
+from keymgmt.handle import KeyHandle
 from keymgmt.slot import SlotPlan, open_slot
 from keymgmt.steps import MemorySteps, read_identity
 from keymgmt.wash import WashPlan, wash
@@ -479,3 +481,14 @@ def test_enterprise_without_the_platform_needs_an_open_slot(world: World) -> Non
         chips.slot_opened(tx, OPERATOR, plan.serial, ENTERPRISE)
     prepared.reset()
     assert cards.issue(apart, ADMIN, "M001", world.new(prepared))["card"] == plan.serial.hex().upper()
+
+
+def test_a_wrong_key_costs_a_chip_one_try_whoever_asks(world: World) -> None:
+    """Issued to one member after another with a wrong vendor's key, a card is tried once; then the right key works."""
+    card = world.blank()
+    wrong = replace(world.office, initial=KeyHandle(make_key(bytes(range(16))), "wrong"))
+    for number in range(1, 5):
+        with pytest.raises(CryptoError, match="tried"):
+            cards.issue(wrong, ADMIN, world.member(number), world.new(card))
+        card.reset()
+    assert cards.issue(world.office, ADMIN, "M001", world.new(card))["state"] == "active"

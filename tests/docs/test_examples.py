@@ -14,7 +14,7 @@ import cli
 from backoffice.settlement import Verdict
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ["README.md", "docs/administrator.md", "docs/test-rigs.md"]
+PAGES = ["README.md", "docs/administrator.md", "docs/keys.md", "docs/test-rigs.md"]
 NOT_RUN = re.compile(r"^(script/|git clone|\.venv/)", re.MULTILINE)
 """Blocks that set up a machine, run the whole suite, or say where the command is."""
 
@@ -33,7 +33,7 @@ def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     command.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ONECARD_")}
     return subprocess.run(
-        ["bash", "-e", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+        ["bash", "-e", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
         env={**clean, "PATH": f"{command.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
 
@@ -47,6 +47,9 @@ def test_commands_of_a_page(page: str, tmp_path: Path) -> None:
         return
     ran = shell(tmp_path, script)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    if page == "docs/keys.md":
+        assert re.search(r"^card +\d{16}\n.*state +active", ran.stdout, re.MULTILINE | re.DOTALL)
+        assert (tmp_path / "platform.audit").read_text().count("key.used") > 10
     if page == "README.md":
         assert "12.50 moved, balance 37.50" in ran.stdout
         assert "8.00 moved, balance 37.50" in ran.stdout
