@@ -145,11 +145,11 @@ def decode(raw: bytes) -> Packet:
         start += raw[_HEAD]
         scb = raw[_HEAD + 1 : start]
         _check_scb(scb, raw[_HEAD], reply)
-        if scb[0] >= Scs.COMMAND:
-            end -= _MAC
+        if scb[0] >= Scs.COMMAND and end - start > _MAC:
+            end -= _MAC  # else it has none: some panels begin so, and are told that no channel is open
     if start >= end:
         raise FormatError(f"an OSDP packet of {size} bytes has no room for its code")
-    mac = raw[end : end + _MAC] if scb and scb[0] >= Scs.COMMAND else b""
+    mac = raw[end : end + _MAC] if end + _MAC < size else b""
     return Packet(
         raw[1] & ANY_ADDRESS, control & 3, raw[start], raw[start + 1 : end], reply, scb, mac, bool(control & _CRC)
     )

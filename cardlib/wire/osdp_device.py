@@ -122,7 +122,7 @@ class Device:
 
     def _in_clear(self, packet: Packet) -> tuple[Message, bytes]:
         """Answer a plain command or a step of the handshake: the reply and its security block."""
-        if packet.mac:
+        if packet.scs is not None and packet.scs.has_mac:
             return osdp.Nak(NakCode.SECURITY_NEEDED), b""
         if packet.scs is Scs.CHALLENGE and packet.code == osdp.Chlng.code:
             return self._challenge(packet)
