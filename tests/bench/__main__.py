@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import cards, program, readers, stations
+from tests.bench import cards, osdp, program, readers, stations
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -15,6 +15,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "own-time": cards.own_time,
     "pcsc": readers.echo_ratio,
     "issue": stations.batch_issue,
+    "osdp": osdp.figures,
     "start": program.start,
 }
 

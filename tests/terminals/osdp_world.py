@@ -72,3 +72,15 @@ class World:
     def lost(self) -> int:
         """How often a device went away."""
         return sum(event.message is None and not event.online for _, event in self.events)
+
+
+def latencies(world: World, count: int, seed: int = 4) -> list[float]:
+    """Milliseconds from a card at a random moment at a random reader to the panel's event."""
+    random, waits = Random(seed), []
+    for number in range(count):
+        began, seen = world.line.now_us, len(world.messages())
+        random.choice(world.readers).card(number.to_bytes(4, "big"))
+        world.until(lambda seen=seen: len(world.messages()) > seen)  # type: ignore[misc]
+        waits.append((world.events[-1][0] - began) / 1000)
+        world.run(random.randrange(50, 900))
+    return waits

@@ -14,7 +14,7 @@ from cardlib.wire.osdp_secure import SCBK_D
 from simulator.osdp import SimulatedReader
 from simulator.serialline import Faults, Port
 from terminals.osdp import MAX_QUEUED, OFFLINE_MS, REPLY_MS, Bus, Remote, Security, State, Ticket, send_file, wait
-from tests.terminals.osdp_world import World, key_of
+from tests.terminals.osdp_world import World, key_of, latencies
 
 LED = osdp.Led((osdp.LedControl(permanent=1, on=1, on_color=2),))
 
@@ -75,18 +75,6 @@ def test_reconnects_within_a_second() -> None:
         assert world.until(lambda: reader.device.is_secure and world.bus.pd(0).state is State.ONLINE) < 1_000
         reader.card(b"\x01\x02")
         world.until(lambda: not reader.device.events)
-
-
-def latencies(world: World, count: int, seed: int) -> list[float]:
-    """Milliseconds from a card at a random moment at a random reader to the panel's event."""
-    random, waits = Random(seed), []
-    for number in range(count):
-        began, seen = world.line.now_us, len(world.messages())
-        random.choice(world.readers).card(number.to_bytes(4, "big"))
-        world.until(lambda seen=seen: len(world.messages()) > seen)  # type: ignore[misc]
-        waits.append((world.events[-1][0] - began) / 1000)
-        world.run(random.randrange(50, 900))
-    return waits
 
 
 def test_eight_devices_at_9600_baud() -> None:
