@@ -92,8 +92,10 @@ class SimulatedReader:
                 self.buzzes.append(command)
             case osdp.Text():
                 self.texts.append(command)
-            case osdp.Comset():
+            case osdp.Comset() if command.address < osdp.ANY_ADDRESS and command.baud in osdp.BAUDS:
                 return osdp.Com(command.address, command.baud)
+            case osdp.Comset():
+                return osdp.Nak(osdp.NakCode.RECORD)
             case osdp.FileTransfer():
                 return self._take_file(command)
             case osdp.Mfg():

@@ -110,7 +110,6 @@ class Pd:
     channel: SecureChannel | None = None
     rnd_a: bytes = b""
     queue: deque[Ticket] = field(default_factory=deque)
-    job: Iterator[Message] | None = None
     due_ms: int = 0
     heard_ms: int = 0
     sent: bytes = b""
@@ -118,6 +117,7 @@ class Pd:
     ticket: Ticket | None = None
     busy_since_ms: int | None = None
     unconfirmed: bytes | None = None  # an event handed on whose acknowledgement may not have arrived
+    places: list[tuple[int, int]] = field(default_factory=list)  # address and speed where it may be, when unknown
     is_fresh: bool = True  # no poll was answered since it last connected
 
     @property
@@ -373,19 +373,32 @@ class Bus:
         ticket.reply = reply
         if isinstance(ticket.command, osdp.Keyset):
             return self._restart(pd, now_ms, "takes its new key", at_once=True)
-        if isinstance(reply, osdp.Com) and isinstance(ticket.command, osdp.Comset):
-            del self.pds[pd.address]
-            pd.address = reply.address
-            self.pds[pd.address] = pd
-            if reply.baud != self.baud:
-                self.baud = reply.baud
-                self._port.set_baud(reply.baud)
+        if isinstance(ticket.command, osdp.Comset):
+            wanted = ticket.command
+            if reply == osdp.Com(wanted.address, wanted.baud):
+                self._move(pd, wanted.address, wanted.baud)
+            else:
+                ticket.reply, ticket.error = (
+                    None,
+                    Refused("comset", f"OSDP device {pd.address:02X} takes other settings"),
+                )
         return []
+
+    def _move(self, pd: Pd, address: int, baud: int) -> None:
+        """A device is, or may be, at another address and speed."""
+        if self.pds.get(address, pd) is pd:
+            del self.pds[pd.address]
+            pd.address = address
+            self.pds[address] = pd
+        if baud != self.baud:
+            self.baud = baud
+            self._port.set_baud(baud)
 
     def _on_connecting(self, pd: Pd, packet: Packet, reply: Message, now_ms: int) -> list[Event]:
         """One step further, or back to the beginning with a pause when the device refuses."""
         match pd.state, reply:
             case State.AWAY, osdp.PdId() | osdp.Nak():
+                pd.places.clear()
                 pd.ident = reply if isinstance(reply, osdp.PdId) else pd.ident
                 pd.state = State.CAPABILITIES if not pd.capabilities else self._after_capabilities(pd)
             case State.CAPABILITIES, osdp.PdCap() | osdp.Nak():
@@ -438,6 +451,9 @@ class Bus:
         """No whole valid reply in time: the same bytes again, until 8 s are over."""
         if pd.state is State.AWAY:  # those who are away get their share of the line's time, not more
             self._probe_from_ms = now_ms + (now_ms - self._began_ms) * (PROBE_SHARE - 1)
+            if pd.places:
+                pd.places.append(pd.places.pop(0))
+                self._move(pd, *pd.places[0])
         if pd.state is State.AWAY or now_ms - pd.heard_ms >= OFFLINE_MS:
             return self._restart(pd, now_ms, "does not answer")
         pd.due_ms = now_ms
@@ -445,6 +461,9 @@ class Bus:
 
     def _restart(self, pd: Pd, now_ms: int, why: str, *, at_once: bool = False) -> list[Event]:
         was_online = pd.state is State.ONLINE
+        if pd.ticket is not None and isinstance(pd.ticket.command, osdp.Comset):
+            moved = pd.ticket.command
+            pd.places = [(pd.address, self.baud), (moved.address, moved.baud)]
         pd.state, pd.channel, pd.sent, pd.sequence = State.AWAY, None, b"", 0
         pd.busy_since_ms, pd.is_fresh = None, True
         pd.due_ms = now_ms if at_once else now_ms + PROBE_MS
@@ -520,7 +539,7 @@ def send_file(bus: Bus, address: int, kind: int, data: bytes, pump: Callable[[fl
 def serve(
     bus: Bus, now_ms: Callable[[], int], sleep: Callable[[float], object], stop: Callable[[], bool]
 ) -> Iterator[Event]:
-    """Run the bus on a real line: yields what happens. ``sleep`` takes seconds and may return early on bytes."""
+    """Run the bus on a real line: yields what happens. ``sleep`` takes seconds."""
     while not stop():
         yield from bus.step(now_ms())
         sleep(min(max(bus.wake_ms(now_ms()) - now_ms(), 1), 2) / 1000)

@@ -20,33 +20,12 @@ from cardlib.wire import osdp
 from simulator.osdp import SimulatedReader
 from terminals.osdp import Bus, Event, Security, State, wait
 from tests import secretwatch
+from tests.terminals.osdp_world import SocketPort, now_ms
 
 ROOT = Path(__file__).parent.parent.parent
 SCBK = Random(31).randbytes(16)
 MASTER = Random(32).randbytes(16)
 CUID = bytes.fromhex("0011223344556677")
-
-
-class SocketPort:
-    """The panel's port over a socket."""
-
-    def __init__(self, line: socket.socket) -> None:
-        line.setblocking(False)
-        self.line = line
-
-    def write(self, data: bytes) -> None:
-        """Send."""
-        self.line.sendall(data)
-
-    def read(self) -> bytes:
-        """What is there."""
-        try:
-            return self.line.recv(4096)
-        except BlockingIOError:
-            return b""
-
-    def set_baud(self, baud: int) -> None:
-        """A socket has none."""
 
 
 @contextmanager
@@ -90,11 +69,6 @@ class Lines:
             return []
         *whole, self.buffer = self.buffer.split(b"\n")
         return [json.loads(line) for line in whole if line]
-
-
-def now_ms() -> int:
-    """The clock of a real line."""
-    return time.monotonic_ns() // 1_000_000
 
 
 def run_reader(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from random import Random
 
@@ -14,6 +16,33 @@ from terminals.osdp import Bus, Event, Security, State
 def key_of(address: int) -> bytes:
     """A key for each device."""
     return Random(1000 + address).randbytes(16)
+
+
+class SocketPort:
+    """The panel's port over a socket."""
+
+    def __init__(self, line: socket.socket) -> None:
+        line.setblocking(False)
+        self.line = line
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+        self.line.sendall(data)
+
+    def read(self) -> bytes:
+        """What is there."""
+        try:
+            return self.line.recv(4096)
+        except BlockingIOError:
+            return b""
+
+    def set_baud(self, baud: int) -> None:
+        """A socket has none."""
+
+
+def now_ms() -> int:
+    """The clock of a real line."""
+    return time.monotonic_ns() // 1_000_000
 
 
 class World:

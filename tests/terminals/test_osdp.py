@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cardlib.errors import CardRemoved, ConfigError, Conflict, FormatError, LineTimeout, NotFound, Refused
 from cardlib.wire import osdp
@@ -13,8 +17,21 @@ from cardlib.wire.osdp_device import MAX_EVENTS
 from cardlib.wire.osdp_secure import SCBK_D
 from simulator.osdp import SimulatedReader
 from simulator.serialline import Faults, Port
-from terminals.osdp import MAX_QUEUED, OFFLINE_MS, REPLY_MS, Bus, Remote, Security, State, Ticket, send_file, wait
-from tests.terminals.osdp_world import World, key_of, latencies
+from terminals.osdp import (
+    MAX_QUEUED,
+    OFFLINE_MS,
+    REPLY_MS,
+    Bus,
+    Event,
+    Remote,
+    Security,
+    State,
+    Ticket,
+    send_file,
+    serve,
+    wait,
+)
+from tests.terminals.osdp_world import SocketPort, World, key_of, latencies, now_ms
 
 LED = osdp.Led((osdp.LedControl(permanent=1, on=1, on_color=2),))
 
@@ -210,6 +227,112 @@ def test_address_and_speed_change() -> None:
         two.bus.set_com(0, 1, 9_600)
     with pytest.raises(Refused):
         two.bus.set_com(0, 3, 38_400)
+
+
+@pytest.mark.parametrize("took_it", [True, False])
+def test_address_change_with_its_answer_lost(took_it: bool) -> None:
+    """When the line breaks at COMSET, the panel finds the device where it is, at the old place or at the new one."""
+    world = World()
+    world.connect()
+    ticket = world.bus.set_com(0, 5, 38_400)
+    world.until(lambda: world.bus.pd(0).ticket is not None)
+    world.line.is_cut = not took_it
+    world.until(lambda: not took_it or world.readers[0].device.address == 5)
+    world.line.is_cut = True
+    world.run(OFFLINE_MS + 1_000)
+    world.line.is_cut = False
+    world.connect()
+    assert (list(world.bus.pds), world.bus.baud) == (([5], 38_400) if took_it else ([0], 9_600))
+    with pytest.raises(LineTimeout):
+        ticket.result()
+
+
+def test_busy_device_is_asked_again() -> None:
+    """BUSY has the panel send the same bytes later, and costs neither the command nor the channel."""
+    world = World(baud=38_400)
+    world.connect()
+    device, receive, seen = world.readers[0].device, world.readers[0].device.receive, list[bytes]()
+
+    def busy(data: bytes, now_ms: int) -> bytes:
+        seen.append(data)
+        return receive(data, now_ms) if len(seen) > 5 else Packet(0, 0, osdp.Busy.code, reply=True).encode()
+
+    ticket = world.bus.send(0, LED)
+    world.until(lambda: world.bus.pd(0).ticket is not None)
+    device.receive = busy  # type: ignore[method-assign]
+    world.until(lambda: ticket.is_done)
+    assert ticket.result() == osdp.Ack()
+    assert len(set(seen[:6])) == 1
+    assert world.lost() == 0
+    seen.clear()
+    device.receive = lambda data, now_ms: Packet(0, 0, osdp.Busy.code, reply=True).encode()  # type: ignore[method-assign]
+    world.until(lambda: world.lost() == 1)
+
+
+def test_comset_is_answered_otherwise() -> None:
+    """A device that names another address than it was given is not followed to somebody else's."""
+    world = World(2, baud=38_400)
+    world.connect()
+    device, handle = world.readers[0].device, world.readers[0].handle
+    device._handle = lambda command: osdp.Com(1, 38_400) if isinstance(command, osdp.Comset) else handle(command)
+    ticket = world.bus.set_com(0, 9, 38_400)
+    world.until(lambda: ticket.is_done)
+    with pytest.raises(Refused):
+        ticket.result()
+    assert sorted(world.bus.pds) == [0, 1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0x5E, 0xA8), st.binary(max_size=40), st.binary(max_size=4)), max_size=8
+    )
+)
+def test_device_survives_anything(packets: list[tuple[int, int, bytes, bytes]]) -> None:
+    """Whole packets of any content neither stop a device nor take its key."""
+    for key in (None, key_of(1)):
+        reader = SimulatedReader(1, key, Random(1).randbytes, install=key is None)
+        for number, (sequence, code, data, scb) in enumerate(packets):
+            address = reader.device.address
+            for raw in (
+                Packet(address, sequence, code, data).encode(),
+                Packet(address, sequence, code, data, scb=scb).encode(),
+            ):
+                answer = reader.device.receive(raw, number)
+                assert not answer or osdp.decode(answer).reply
+        assert reader.device.scbk == key
+
+
+@given(st.lists(st.binary(max_size=30), max_size=20))
+def test_panel_survives_anything(answers: list[bytes]) -> None:
+    """Whatever a line says, the panel goes on."""
+    world = World(baud=115_200)
+    port = world.line.port()
+    for answer in answers:
+        whole = Packet(0, len(answer) % 4, (answer or b"@")[0], answer[1:], reply=True).encode()
+        port.write(answer + whole)
+        world.run(15)
+    world.until(lambda: world.bus.pd(0).state is State.ONLINE)
+
+
+def test_serve_runs_on_a_real_clock() -> None:
+    """The runner serves a device over a real socket until told to stop, and sleeps between."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        panel, head = SocketPort(ours), SocketPort(theirs)
+        reader = SimulatedReader(1, key_of(1), Random(1).randbytes)
+        bus = Bus(panel, 115_200, Random(2).randbytes)
+        bus.add(1, key_of(1))
+
+        def sleep(seconds: float) -> None:
+            head.write(reader.device.receive(head.read(), now_ms()))
+            time.sleep(seconds)
+
+        end, seen = time.monotonic() + 10, list[Event]()
+        for event in serve(bus, now_ms, sleep, lambda: len(seen) == 3 or time.monotonic() > end):
+            seen.append(event)
+            if len(seen) < 3:
+                reader.card(bytes([len(seen)]))
+        assert [event.message is None for event in seen] == [True, False, False]
 
 
 def test_file_arrives_whole() -> None:
