@@ -5,7 +5,7 @@
         zone: Annotated[int, U(2)]
         date: Annotated[date | None, BcdDate()]
 
-The order of the fields is the order on the card.
+The order of the fields is the order on the card. A last field whose codec has size 0 takes all that is left.
 """
 
 from __future__ import annotations
@@ -85,6 +85,21 @@ class Text:
             raise FormatError("text is no UTF-8") from e
 
 
+@dataclass(frozen=True)
+class Le:
+    """Unsigned integer of ``size`` bytes, little-endian."""
+
+    size: int
+
+    def encode(self, value: int) -> bytes:
+        """Raises FormatError when the value does not fit."""
+        return U(self.size).encode(value)[::-1]
+
+    def decode(self, raw: bytes) -> int:
+        """Inverse of encode."""
+        return int.from_bytes(raw, "little")
+
+
 def _bcd(raw: bytes) -> str:
     digits = raw.hex()
     if not digits.isdecimal():
@@ -159,7 +174,8 @@ class Record:
     @classmethod
     def size(cls) -> int:
         """Length of the coding in bytes."""
-        return _layout(cls)[-1][2]
+        layout = _layout(cls)
+        return layout[-1][2] if layout else 0
 
     def encode(self) -> bytes:
         """Code all fields in order. Raises FormatError naming the field that does not fit."""
@@ -174,12 +190,15 @@ class Record:
     @classmethod
     def decode(cls, raw: bytes) -> Self:
         """Parse exactly one record. Raises FormatError naming the field that is wrong."""
-        if len(raw) != cls.size():
-            raise FormatError(f"{cls.__name__}: {len(raw)} bytes where {cls.size()} belong")
+        layout = _layout(cls)
+        size = layout[-1][2] if layout else 0
+        is_open = bool(layout) and layout[-1][1] == size
+        if len(raw) != size and not (is_open and len(raw) > size):
+            raise FormatError(f"{cls.__name__}: {len(raw)} bytes where {size} belong")
         values = {}
-        for name, start, end, _, decode in _layout(cls):
+        for name, start, end, _, decode in layout:
             try:
-                values[name] = decode(raw[start:end])
+                values[name] = decode(raw[start : end if start < end else None])
             except FormatError as e:
                 raise FormatError(f"{cls.__name__}.{name}: {e}") from e
         return cls(**values)

@@ -35,6 +35,7 @@ HEAVY = {
     "hypothesis",
 }
 LOCKS = ["requirements.lock", "requirements-pcsc.lock"]
+PEERS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests" / "peers").glob("*.lock"))]
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md")))]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -154,7 +155,7 @@ def test_files_name_no_machine_and_no_registry() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, *PEERS])
 def test_lock_has_hashes_and_no_address(name: str) -> None:
     """A locked package is pinned and has hashes; where it comes from is up to the machine."""
     text = (ROOT / name).read_text()
