@@ -134,7 +134,7 @@ class Master:
                 tries = 0
             else:
                 return answer
-        self._seq = next_seq(frame.seq)
+        self._seq = next_seq(next_seq(frame.seq))  # else the next message would go on with this one's fragments
         raise LineTimeout(f"terminal at address {frame.address} does not answer: check cable, address and power")
 
     def _line_time(self, size: int) -> float:
