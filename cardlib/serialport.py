@@ -114,7 +114,8 @@ class SerialPort:
     def read(self) -> bytes:
         """What has come, after waiting at most 5 ms for a first byte. Raises ReaderLost."""
         try:
-            return bytes(self._port.read(max(self._port.in_waiting, 1)))
+            first = bytes(self._port.read(max(self._port.in_waiting, 1)))
+            return first + bytes(self._port.read(self._port.in_waiting)) if first else b""
         except self._lost as e:
             raise ReaderLost(f"{self.url} is lost: {_hint(e)}") from e
 
@@ -168,6 +169,6 @@ def _hint(error: Exception) -> str:
     """What to do, by the error's number; never by its text."""
     number = getattr(error, "errno", None)
     cause = error.__cause__ or error.__context__
-    if number is None and isinstance(cause, OSError):
-        number = cause.errno
+    if number is None and cause is not None and cause.args and type(cause.args[0]) is int:
+        number = cause.args[0]  # an OSError's, or a termios.error's, which is none
     return _HINTS.get(number or 0, os.strerror(number) if number else "check the cable and the adapter")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cardlib.crypto.noise import StaticKey, fingerprint
 from cardlib.crypto.signing import SigningKey
@@ -205,7 +206,7 @@ def token(static: StaticKey = INSTALLER, **changes: object) -> bytes:
     return Token(**{**values, **changes}).encode(authority)  # type: ignore[arg-type]
 
 
-def installer(static: StaticKey = INSTALLER, **changes: object) -> Installer:
+def installer(static: StaticKey = INSTALLER, **changes: Any) -> Installer:
     return Installer(static, token(static, **changes))
 
 

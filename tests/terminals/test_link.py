@@ -6,18 +6,21 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cardlib import blacklist
 from cardlib.errors import CheckFailed, FormatError, LineTimeout, MacMismatch, OneCardError, Refused, TransportError
+from cardlib.profile import crc8
 from cardlib.wire import smp
 from cardlib.wire.link import Frame, HelloAnswer, Kind
 from cardlib.wire.smp import Message
 from terminals.guard import MAX_FAILURES
 from terminals.installer import Client, SessionEnded
-from terminals.link import Busy, Master, Slave
+from terminals.link import Busy, Master
 from terminals.services import CHUNK
+from tests.terminals.linkrig import AUTHORITY as AUTHORITY_KEY
 from tests.terminals.linkrig import (
     CODE,
     DAY_MS,
@@ -33,9 +36,7 @@ from tests.terminals.linkrig import (
     losing,
     paired,
     plug,
-    token,
 )
-from tests.terminals.linkrig import AUTHORITY as AUTHORITY_KEY
 
 DATA = random.Random(5).randbytes(5000)
 
@@ -47,7 +48,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     made.journal.close()
 
 
-def again(terminal: Terminal, line: Line, seed: int = 3, **changes: object) -> Client:
+def again(terminal: Terminal, line: Line, seed: int = 3, **changes: Any) -> Client:
     """A client in a KK session."""
     terminal.connect(line, seed=seed + 100)
     one = client(line, seed=seed)
@@ -265,9 +266,8 @@ def test_wrong_fingerprint_stops_before_message_3(terminal: Terminal) -> None:
     """A terminal that is not the label's gets neither code nor token, and no failure is counted."""
     line = Line()
     terminal.connect(line)
-    one, sent = client(line), []
-    exchange = one.master.exchange
-    one.master.exchange = lambda *a, **k: sent.append(a[1]) or exchange(*a, **k)  # type: ignore[method-assign,func-returns-value]
+    one = client(line)
+    sent = record(line)
     with pytest.raises(Refused, match="not the one of this label"):
         one.pair(installer(), CODE, bytes(16))
     assert len(sent) == 1
@@ -301,7 +301,7 @@ def test_tokens_are_checked(terminal: Terminal) -> None:
     with pytest.raises(Refused, match="another authority"):
         one.request(smp.AUTHORITY, {0: ROOT.public})
     terminal.host.site = "east"
-    wrong: dict[str, dict[str, object]] = {
+    wrong: dict[str, dict[str, Any]] = {
         "expired": {"not_before_ms": NOW - 9 * DAY_MS, "not_after_ms": NOW - 1},
         "not_yet": {"not_before_ms": NOW + 1, "not_after_ms": NOW + 2},
         "site": {"sites": ("west",)},
@@ -361,7 +361,12 @@ def record(line: Line) -> list[bytes]:
     sent: list[bytes] = []
     end = next(one for one in line.ends if one.leads)
     write = end.write
-    end.write = lambda data: sent.append(data) or write(data)  # type: ignore[method-assign,func-returns-value]
+
+    def watched(data: bytes) -> None:
+        sent.append(data)
+        write(data)
+
+    end.write = watched  # type: ignore[method-assign]  # this end only
     return sent
 
 
@@ -389,7 +394,7 @@ def test_replayed_session_does_nothing(terminal: Terminal) -> None:
             end.read()
     assert terminal.resets == 1
     assert terminal.pairing.state.code == ""
-    terminal.connect(fresh := Line())
+    terminal.connect(fresh := Line(), seed=77)
     end = fresh.end(leads=True)
     for data in sent:
         end.write(data)
@@ -453,11 +458,11 @@ def test_upload_cut_at_every_byte(terminal: Terminal) -> None:
     line = Line()
     one = again(terminal, line)
     start = line.passed
-    data = DATA[: 2 * CHUNK + 100]
+    data = DATA[: CHUNK + 100]
     one.upload("list", data)
     total = line.passed - start
     path = terminal.folder / "files" / "list"
-    for cut in range(1, total, 7):
+    for cut in range(1, total):
         path.unlink(missing_ok=True)
         terminal.start()
         line = Line()
@@ -482,7 +487,7 @@ def test_upload_refuses(terminal: Terminal) -> None:
     for name in ("../x", "x/list", "/list", "Shell", "", "list\0", "a" * 60):
         with pytest.raises(Refused):
             one.upload(name, b"x")
-    with pytest.raises(Refused, match="too_large|more than"):
+    with pytest.raises(Refused, match="are more than"):
         one.request(smp.UPLOAD, {"off": 0, "data": b"", "name": "list", "len": 1 << 21})
     one.request(smp.UPLOAD, {"off": 0, "data": b"", "name": "list", "len": 3, "sha": bytes(32)})
     with pytest.raises(Refused, match="SHA-256"):
@@ -494,7 +499,7 @@ def test_upload_refuses(terminal: Terminal) -> None:
     one.upload("list", b"abc")
     assert one.download("list") == b"abc"
     assert one.request(smp.FILE_HASH, {"name": "list"})["output"] == hashlib.sha256(b"abc").digest()
-    with pytest.raises(Refused, match="not|no file"):
+    with pytest.raises(Refused, match="no file"):
         one.download("firmware")
 
 
@@ -543,8 +548,10 @@ def test_list(terminal: Terminal) -> None:
     """A list comes into force; another enterprise's and an older one are refused."""
     one = paired(terminal, Line())
 
+    body = bytes.fromhex("01010000000001")
+
     def put(enterprise_id: int, version: int) -> int:
-        whole = blacklist.Blacklist.of(enterprise_id, version, NOW, [(bytes.fromhex("01010000000001A7"), 0)])
+        whole = blacklist.Blacklist.of(enterprise_id, version, NOW, [(body + bytes([crc8(body)]), 0)])
         return int(one.request(smp.LIST_TAKE, {0: one.upload("list", blacklist.snapshot(ROOT, whole))})[0])
 
     assert put(1001, 7) == 7
@@ -570,6 +577,7 @@ def test_diagnosis(terminal: Terminal) -> None:
 def test_collection_cut_at_every_byte(terminal: Terminal, tmp_path: Path) -> None:
     """A collection cut at any byte goes on at the last entry on disk; nothing is acknowledged before it is there."""
     paired(terminal, Line())
+    terminal.journal.ack(20)
     line, dump = Line(), tmp_path / "dump"
     one = again(terminal, line)
     start = line.passed
@@ -578,7 +586,7 @@ def test_collection_cut_at_every_byte(terminal: Terminal, tmp_path: Path) -> Non
     whole = one.collect(dump)
     total, size = line.passed - start, dump.stat().st_size
     assert [entry.seq for entry in whole.entries] == list(range(acked + 1, terminal.journal.last_seq + 1))
-    for cut in range(1, total, 11):
+    for cut in range(1, total):
         dump.unlink(missing_ok=True)
         line = Line()
         one = again(terminal, line)
