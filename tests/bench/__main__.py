@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import cards, program, readers, stations
+from tests.bench import cards, link, program, readers, stations
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -16,6 +16,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "pcsc": readers.echo_ratio,
     "issue": stations.batch_issue,
     "start": program.start,
+    "link": link.link,
 }
 
 
