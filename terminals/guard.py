@@ -258,7 +258,10 @@ class Guard:
         state = self._may_pair()
         # Written before the code is tried, so that pulling the plug wins no try.
         self.pairing.save(failures=state.failures + 1, failed_ms=self.host.clock.now_ms())
-        payload = handshake.read(message)
+        try:
+            payload = handshake.read(message)
+        except MacMismatch as e:
+            raise Refused("wrong_code", "this is not the code of the terminal's label: read it again") from e
         token = self._token(payload, handshake.remote)
         pinned = tuple(dict.fromkeys([*state.pinned, handshake.remote.hex()]))[-MAX_PINNED:]
         self.pairing.save(code="", failures=0, failed_ms=0, pinned=pinned)

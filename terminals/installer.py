@@ -205,7 +205,8 @@ class Client:
         first, before, bodies, chain = _read_dump(dump, acked + 1, genesis(enterprise_id, terminal))
         since = 0
         while first + len(bodies) <= last:
-            ask = {0: first + len(bodies), 1: 64, 2: self.chunk}
+            have = first + len(bodies)
+            ask = {0: have, 1: min(last + 1 - have, 64), 2: self.chunk}  # not beyond the head that was signed
             previous, new, after, _ = cbor.fields(
                 self.request(smp.JOURNAL_READ, ask), "journal", {0: bytes, 1: list, 2: bytes, 3: int}
             )
@@ -218,8 +219,10 @@ class Client:
             if since >= ACK_EVERY:
                 self.request(smp.JOURNAL_ACK, {0: first + len(bodies) - 1})
                 since = 0
-        if first + len(bodies) - 1 == last and chain != head:
-            raise CheckFailed(f"the journal of terminal {self.serial} does not end with the head it signed")
+        if first + len(bodies) - 1 != last or chain != head:
+            raise CheckFailed(
+                f"{dump} and the head that terminal {self.serial} signed differ: keep both, and report it"
+            )
         if first + len(bodies) - 1 > acked:
             self.request(smp.JOURNAL_ACK, {0: first + len(bodies) - 1})
         return _journal_file(enterprise_id, terminal, sam, first, before, bodies)

@@ -33,6 +33,8 @@ IDLE_S = 30.0
 """After this silence a slave is back at its first speed, where the next master looks for it."""
 MAX_MESSAGE = 0xFFFF
 QUIET_ROUNDS = 3
+PARTS_S = 10.0
+"""Fragments whose message is not complete by then are forgotten."""
 
 
 class Port(Protocol):
@@ -248,6 +250,8 @@ class Slave:
             if isinstance(one, bytes):
                 self._port.write(self._desk.answer_line(one))
             elif not one.from_slave and one.address in (self.address, BROADCAST):
+                if now - self._heard_s > PARTS_S:
+                    self._parts = []
                 self._heard_s, self._fallback = now, None
                 self._take(one, now)
         self._timers(now)

@@ -177,7 +177,7 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(CryptoError):
         INSTALLER.shared(bytes(32))
     with pytest.raises(FormatError):
-        StaticKey(b"short")
+        StaticKey(b"far too short")
     one, _ = run(*pair(Pattern.KK))
     with pytest.raises(FormatError):
         one.encrypt(bytes(65_520))

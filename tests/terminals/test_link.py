@@ -279,7 +279,7 @@ def test_wrong_fingerprint_stops_before_message_3(terminal: Terminal) -> None:
 def test_five_wrong_codes_then_one_an_hour(terminal: Terminal) -> None:
     """Five wrong codes lock pairing, over a restart too; then one try an hour; the right one ends it."""
     for number in range(MAX_FAILURES):
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match="not the code"):
             client_on(terminal, seed=number).pair(installer(), "00000000", terminal.label)
         terminal.start()
     for _ in range(2):
@@ -633,6 +633,51 @@ def test_forged_journal_is_refused(terminal: Terminal, tmp_path: Path) -> None:
     dump.write_bytes(raw)
     with pytest.raises(CheckFailed):
         one.collect(dump)
+
+
+def test_dump_of_another_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    """Entries of another terminal in the dump are found out before anything is acknowledged."""
+    dump, other = tmp_path / "dump", Terminal(tmp_path / "o", "POS-0002", entries=35, key=OTHER)
+    line = Line()
+    other.connect(line)
+    one = client(line, serial="POS-0002")
+    one.pair(installer(), CODE, other.label)
+    one.collect(dump)
+    with pytest.raises(CheckFailed):
+        paired(terminal, Line()).collect(dump)
+    assert terminal.journal.acked_seq == 0
+    other.journal.close()
+
+
+def test_journal_that_grows_while_it_is_collected(terminal: Terminal, tmp_path: Path) -> None:
+    """Entries that come meanwhile wait for the next collection, which goes on behind the first."""
+    one, dump, request = paired(terminal, Line()), tmp_path / "dump", smp.JOURNAL_READ
+    ask = one.request
+
+    def growing(command: smp.Command, payload: dict[Any, Any] | None = None) -> dict[Any, Any]:
+        if command == request:
+            terminal.journal.note("meanwhile")
+        return ask(command, payload)
+
+    one.request = growing  # type: ignore[method-assign]  # the terminal works on
+    assert one.collect(dump).entries[-1].seq == 30
+    one.request = ask  # type: ignore[method-assign]  # back
+    file = one.collect(dump)
+    assert file.entries[-1].seq == terminal.journal.last_seq > 30
+    assert file.head == terminal.journal.last_hash
+    assert terminal.journal.acked_seq == terminal.journal.last_seq
+
+
+def test_fragments_of_a_lost_master_are_forgotten() -> None:
+    """A fragment left over is not put before the message of the next master, whose number happens to follow."""
+    line, desk = Line(), EchoDesk()
+    plug(line, desk, 9)
+    end = line.end(leads=True)
+    end.write(Frame(9, Kind.DATA, 1, b"old", more=True).encode())
+    end.read()
+    line.now += 11
+    end.write(Frame(9, Kind.DATA, 2, b"new").encode())
+    assert Frame(9, Kind.DATA, 2, b"new", from_slave=True).encode() in b"".join(end.read() for _ in range(5))
 
 
 def test_garbage_at_the_slave(terminal: Terminal) -> None:
