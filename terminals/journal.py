@@ -645,6 +645,11 @@ class Journal:
         """Last entry that the back office has."""
         return int(self._one("SELECT acked_seq FROM head")[0])
 
+    @property
+    def first_seq(self) -> int:
+        """First entry that is still here, or the next one to come."""
+        return int(self._one("SELECT first_seq FROM head")[0])
+
     def _decode(self, from_seq: int, previous: bytes, to_seq: int) -> Iterator[JournalEntry]:
         sql = "SELECT body FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq"
         for (body,) in self._each(sql, (from_seq, to_seq)):

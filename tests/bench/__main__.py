@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import cards, keys, osdp, program, readers, stations
+from tests.bench import cards, keys, link, osdp, program, readers, stations
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "issue": stations.batch_issue,
     "osdp": osdp.figures,
     "start": program.start,
+    "link": link.link,
 }
 
 
