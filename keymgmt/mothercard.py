@@ -337,7 +337,8 @@ def _line(raw: bytes) -> KeyLine:
 
 
 def _cryptogram(control: Purpose, version: int, serial: bytes, challenge: bytes) -> Command:
-    return Command(0x80, 0xEC, CONTROLS.index(control), version, serial + challenge, 8)
+    # A challenge of 4 bytes is enciphered with zeros behind (card.md §3, EXTERNAL AUTH).
+    return Command(0x80, 0xEC, CONTROLS.index(control), version, serial + challenge.ljust(8, b"\0"), 8)
 
 
 # Using (the enterprise)

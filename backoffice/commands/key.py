@@ -101,6 +101,8 @@ def _made(office: Installation, ref: KeyRef, algorithm: Algorithm, activate: boo
 def state(session: Session, office: Installation, purpose: str, version: int, state: str, word: str | None) -> None:
     """Move root key PURPOSE, VERSION on: pending, active, retiring, destroyed."""
     ref = KeyRef(Purpose[purpose.upper()], version)
+    if state == KeyState.DESTROYED:
+        _expect_unused(office, ref)
     if session.dry_run:
         info = office.keys.info(ref)
         check_transition(ref, info.state, KeyState(state))
@@ -116,6 +118,15 @@ def state(session: Session, office: Installation, purpose: str, version: int, st
 
     arguments = {"key": str(ref), "state": state}
     session.emit(act_outside(session, office.platform, PLATFORM, "key state", arguments, action))
+
+
+def _expect_unused(office: Installation, ref: KeyRef) -> None:
+    """Raise Conflict while an enterprise's key of this version descends from the root: its cards would be lost."""
+    held = [info.ref for info in office.keys.list() if info.ref.root == ref and info.state is not KeyState.DESTROYED]
+    users = sorted(one.enterprise_id for one in held if one.enterprise_id is not None)
+    if users:
+        names = ", ".join(map(str, users[:5])) + (", ..." if len(users) > 5 else "")
+        raise Conflict(f"key {ref} is needed by enterprises {names}: each runs onecard key destroy {ref.version} first")
 
 
 def _note(office: Installation, ref: KeyRef, state: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.commands.test_life import HOLDER, OTHER, Office, _founded, _secrets, office
+from tests.commands.test_permissions import ENTERPRISE
 
 __all__ = ["_founded", "_secrets", "office"]
 
@@ -63,6 +64,11 @@ def ends(office: Office) -> None:
     assert office("key", "destroy", "1", "--confirm", "DESTROY", code=4)["error"] == "Conflict"
     assert office("key", "rollback", code=4)["error"] == "Conflict"
     assert office.at(HOLDER, "wallet", "recharge", "1")["balance_fen"] == 52_00
+    root = ["key", "state", "purchase"]
+    told = office(*root, "2", "destroyed", "--confirm", "DESTROY", code=4, enterprise=None)["message"]
+    assert f"enterprises {ENTERPRISE}" in told, "a root that enterprises descend from is not destroyed"
+    office(*root, "1", "retiring", enterprise=None)
+    assert office(*root, "1", "destroyed", "--confirm", "DESTROY", enterprise=None)["state"] == "destroyed"
     status = office("key", "status")
     assert (status["current"], status["next"].endswith("begins the next rotation")) == (2, True)
     assert {row["purpose"] for row in status["others"]} >= {"card_control", "card_maintenance", "sam_control", "slot"}

@@ -23,6 +23,7 @@ from cardlib.sam import LOADED_USAGE
 from keymgmt.delivery import Delivery, KeySource, StoreKeys, protected
 from keymgmt.handle import FLUSH_USES, SHARE, KeyHandle
 from keymgmt.keys import PLATFORM_PURPOSES, TRANSITIONS, KeyInfo, KeyRef, KeyState
+from keymgmt.mothercard import MotherCard
 from keymgmt.personalise import personalise
 from keymgmt.pkcs11 import CHUNK, Pkcs11Store
 from keymgmt.samload import SamKind, SamPlan, make_sam
@@ -32,6 +33,7 @@ from keymgmt.store import FileStore, SharedStore
 from keymgmt.wash import wash
 from simulator.card import Card
 from simulator.sam import SamCard
+from tests.keymgmt.mothers import PINS, made_authentication, made_mother
 from tests.keymgmt.rig import (
     CHEAP,
     ENTERPRISE,
@@ -368,8 +370,17 @@ def _store_keys(kind: str, folder: Path) -> Iterator[KeySource]:
         place.close()
 
 
+@contextmanager
+def _mother_keys(folder: Path) -> Iterator[KeySource]:
+    """A mother card of the same roots."""
+    rig = Rig(folder)
+    yield MotherCard(made_mother(rig, versions=(1, 2)), made_authentication(rig), PINS)
+    rig.store.close()
+
+
 SOURCES: dict[str, Callable[[Path], AbstractContextManager[KeySource]]] = {
-    kind: partial(_store_keys, kind) for kind in KINDS
+    **{kind: partial(_store_keys, kind) for kind in KINDS},
+    "mother": _mother_keys,
 }
 """Kinds of sources: each is given a folder, and is filled with versions 1 and 2 of the rig's roots (``master``)."""
 
