@@ -418,7 +418,8 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
     chip = chip_number(new.card)
     job = f"chip {chip}" if chip else f"chips without number, ATR {new.card.atr.hex().upper()}"
     steps, kcv = _ChipSteps(work, office.platform), office.initial.kcv.hex().upper()
-    if not may_try(steps.steps(job), kcv, trusted=bool(chip)) and not was_refused(steps.steps(job), kcv):
+    tried = steps.steps(job)
+    if not may_try(tried, kcv, trusted=bool(chip)) and not was_refused(tried, kcv):
         raise CryptoError(
             f"{job} refused keys before: make sure of the key with check value {kcv}, then run onecard card wash"
             " --try-again with it"

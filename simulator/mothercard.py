@@ -236,12 +236,7 @@ def load_key(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | None
     expect_p1p2(p1, p2)
     mother.expect_platform()
     control = sm.usable(mother, mother.mf.key(0x39, 0))
-    key = control.key()
-    if len(data) < 4:
-        raise Refusal(SW.SM_MISSING)
-    if len(data) < 4 + key.block or (len(data) - 4) % key.block:
-        raise Refusal(SW.LENGTH)
-    record = sm.unseal(key, sm.unwrap(mother, data, control, SW.MAC_WRONG))
+    record = sm.open_record(mother, data, control)
     loaded = MotherKey(record)
     held, at = mother.mother_keys.value, (loaded.purpose, loaded.version)
     if at not in held and len(held) >= MAX_KEYS:

@@ -370,12 +370,7 @@ def load_key(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | None
     if sam.mf_state < LOADING_STATE:
         raise Refusal(SW.SECURITY)
     control = sm.usable(sam, sam.mf.key(0x39, 0))
-    key = control.key()
-    if len(data) < 4:
-        raise Refusal(SW.SM_MISSING)
-    if len(data) < 4 + key.block or (len(data) - 4) % key.block:
-        raise Refusal(SW.LENGTH)
-    record = sm.unseal(key, sm.unwrap(sam, data, control, SW.MAC_WRONG))
+    record = sm.open_record(sam, data, control)
     held = sam.sam_keys.value
     loaded = SamKey.parse(record)
     if (loaded.usage, loaded.version) not in held and len(held) >= MAX_KEYS:

@@ -89,12 +89,7 @@ def _open(card: Card, data: bytes) -> bytes:
         raise Refusal(SW.KEY_NOT_FOUND)
     if control.locked:
         raise Refusal(SW.KEY_LOCKED)
-    key = control.key()
-    if len(data) < 4:
-        raise Refusal(SW.SM_MISSING)
-    if len(data) < 4 + key.block or (len(data) - 4) % key.block:
-        raise Refusal(SW.LENGTH)
-    return sm.unseal(key, sm.unwrap(card, data, control, SW.MAC_WRONG))
+    return sm.open_record(card, data, control)
 
 
 def check_size(record: bytes, wrong: int) -> None:

@@ -121,6 +121,16 @@ def unseal(key: Key, sealed: bytes) -> bytes:
         raise Refusal(SW.DATA) from None
 
 
+def open_record(card: Card, data: bytes, control: KeyRecord) -> bytes:
+    """The clear record of an enciphered key load, ``E || MAC`` under a control key (card.md §6.4, §7.7)."""
+    key = control.key()
+    if len(data) < 4:
+        raise Refusal(SW.SM_MISSING)
+    if len(data) < 4 + key.block or (len(data) - 4) % key.block:
+        raise Refusal(SW.LENGTH)
+    return unseal(key, unwrap(card, data, control, SW.MAC_WRONG))
+
+
 def open_read(card: Card, ef: Ef, data: bytes, le: int | None) -> tuple[int | None, KeyRecord]:
     """Check a protected read; returns the wanted number of bytes and the key for the answer.
 
