@@ -238,6 +238,7 @@ class Server:
 
     def __init__(self, db: Database, enterprise_id: int, offset_min: int, proxy: str = "") -> None:
         self.db, self.enterprise_id, self.offset_min, self.proxy = db, enterprise_id, offset_min, proxy
+        self._seen: set[str] = set()
 
     def app(self) -> Starlette:
         """The application, for any ASGI server."""
@@ -270,11 +271,13 @@ class Server:
         }:  # fmt: skip
             return 404, "there is nothing here"
         number, address = query.get("SN", ""), self._address(request)
-        with self.db.read() as tx:
-            device = require_approved(tx, self.enterprise_id, number, address)
-        if not post:
-            return 200, options(device, self.offset_min) if name == "cdata" else "OK"
-        punches = name == "cdata" and query.get("table", "").upper() == "ATTLOG"
+        punches = post and name == "cdata" and query.get("table", "").upper() == "ATTLOG"
+        if not punches or number not in self._seen:  # a stranger's body is not read; who was here is asked in take()
+            with self.db.read() as tx:
+                device = require_approved(tx, self.enterprise_id, number, address)
+            self._seen.add(number)
+            if not post:
+                return 200, options(device, self.offset_min) if name == "cdata" else "OK"
         body = await _read(request, MAX_UPLOAD if punches else MAX_DROPPED, punches)
         if body is None:
             return 413, "too large"

@@ -86,41 +86,33 @@ class Line(NamedTuple):
 
 def punches(tx: Tx, enterprise_id: int, first: date, last: date, member_number: str = "") -> Iterator[Line]:
     """Punches of some days as reported, by time; of all people, or of one member. Corrections are not in them."""
-    if member_number:
-        rows: Iterable[Row] = sorted(_rows(tx, enterprise_id, member_number, first, last), key=lambda r: str(r[1]))
-    else:
-        rows = tx.execute(
-            "SELECT person, local_time, source, status, verified FROM punch"
-            " WHERE enterprise_id = ? AND local_time >= ? AND local_time < ? ORDER BY local_time, person",
-            (enterprise_id, str(first), str(last + timedelta(1))),
-        )
-    holders = _holders(tx, enterprise_id)
-    for person, at, source, status, verified in rows:
-        direction = PunchDirection(status).name.lower() if status in DIRECTIONS else "unknown"
-        yield Line(at, holders.get(person, ""), person, direction, source, bool(verified))
+    for row, holder in _rows(tx, enterprise_id, first, last):
+        if member_number in ("", holder):
+            person, at, source, status, verified = row
+            direction = PunchDirection(status).name.lower() if status in DIRECTIONS else "unknown"
+            yield Line(at, holder, person, direction, source, bool(verified))
 
 
-def _holders(tx: Tx, enterprise_id: int) -> dict[str, str]:
-    """Member number by person."""
+def _rows(tx: Tx, enterprise_id: int, first: date, last: date) -> Iterator[tuple[Row, str]]:
+    """Punches of some days by time, with the member whose card or number it is, or an empty text."""
     rows = tx.all("SELECT card_serial, member_number FROM card_application WHERE enterprise_id = ?", (enterprise_id,))
-    found = {f"card:{row[0].hex()}": row[1] for row in rows}
+    holders = {f"card:{row[0].hex()}": row[1] for row in rows}
     rows = tx.all("SELECT member_number FROM member WHERE enterprise_id = ?", (enterprise_id,))
-    return found | {f"pin:{row[0]}": row[0] for row in rows}
+    holders |= {f"pin:{row[0]}": row[0] for row in rows}
+    for row in tx.execute(
+        "SELECT person, local_time, source, status, verified FROM punch"
+        " WHERE enterprise_id = ? AND local_time >= ? AND local_time < ? ORDER BY local_time, person, source",
+        (enterprise_id, str(first), str(last + timedelta(1))),
+    ):
+        yield row, holders.get(row[0], "")
 
 
-def _rows(tx: Tx, enterprise_id: int, member_number: str, first: date, last: date) -> list[Row]:
-    """A member's punches from whichever of his cards, or under his number."""
-    cards = tx.all(
-        "SELECT card_serial FROM card_application WHERE enterprise_id = ? AND member_number = ?",
-        (enterprise_id, member_number),
-    )
-    found: list[Row] = []
-    for person in (f"pin:{member_number}", *(f"card:{row[0].hex()}" for row in cards)):
-        found += tx.all(
-            "SELECT person, local_time, source, status, verified FROM punch"
-            " WHERE enterprise_id = ? AND person = ? AND local_time >= ? AND local_time < ?",
-            (enterprise_id, person, str(first), str(last + timedelta(1))),
-        )
+def _rows_of(tx: Tx, enterprise_id: int, numbers: Iterable[str], first: date, last: date) -> dict[str, list[Row]]:
+    """Punches of some days by member."""
+    found: dict[str, list[Row]] = {number: [] for number in numbers}
+    for row, holder in _rows(tx, enterprise_id, first, last):
+        if holder in found:
+            found[holder].append(row)
     return found
 
 
@@ -266,8 +258,8 @@ def propose(
     when = local_time(at)
     if not 1 <= len(reason) <= MAX_REASON or not reason.isprintable():
         raise FormatError(f"a reason has 1 to {MAX_REASON} printable characters")
-    day = when.date()
-    if direction is None and when not in {one.at for one in effective(tx, enterprise_id, member_number, day, day)}:
+    rows = _rows_of(tx, enterprise_id, [member_number], when.date(), when.date())[member_number]
+    if direction is None and when not in {one.at for one in _effective(tx, enterprise_id, member_number, rows)}:
         raise NotFound(f"member {member_number} has no punch at {at}")
     correction_id = tx.new_id()
     tx.execute(
@@ -325,16 +317,13 @@ def corrections(tx: Tx, enterprise_id: int, first: date, last: date) -> list[Row
     )
 
 
-def effective(tx: Tx, enterprise_id: int, member_number: str, first: date, last: date) -> list[Punch]:
-    """A member's punches of some days with what was approved, in the order in which it was."""
-    found = [
-        Punch(datetime.fromisoformat(row["local_time"]), _direction(row["status"]))
-        for row in _rows(tx, enterprise_id, member_number, first, last)
-    ]
+def _effective(tx: Tx, enterprise_id: int, member_number: str, rows: Iterable[Row]) -> list[Punch]:
+    """A member's punches and what was approved of them, in the order in which it was."""
+    found = [Punch(datetime.fromisoformat(row["local_time"]), _direction(row["status"])) for row in rows]
     for row in tx.all(
         "SELECT kind, local_time, status FROM punch_correction WHERE enterprise_id = ? AND member_number = ?"
-        " AND local_time >= ? AND local_time < ? AND decision = 'approved' ORDER BY decided_ms, correction_id",
-        (enterprise_id, member_number, str(first), str(last + timedelta(1))),
+        " AND decision = 'approved' ORDER BY decided_ms, correction_id",
+        (enterprise_id, member_number),
     ):
         at = datetime.fromisoformat(row["local_time"])
         if row["kind"] == "void":
@@ -379,17 +368,6 @@ def month_days(text: str) -> tuple[date, date]:
     return first, (first + timedelta(31)).replace(day=1) - timedelta(1)
 
 
-def days(tx: Tx, enterprise_id: int, member: Member, first: date, last: date) -> list[DayResult]:
-    """A member's days, as far as he was a member."""
-    first = max(first, date.fromisoformat(member.valid_from)) if member.valid_from else first
-    last = min(last, date.fromisoformat(member.valid_until)) if member.valid_until else last
-    if first > last:
-        return []
-    around = first - timedelta(1), last + timedelta(1)
-    found = effective(tx, enterprise_id, member.member_number, around[0], around[1] + timedelta(1))
-    return month(calendar(tx, enterprise_id, member, *around), first, last, found)
-
-
 def statement(
     tx: Tx, actor: Operator, enterprise_id: int, text: str, offset_min: int, member_number: str = ""
 ) -> Iterator[tuple[Statement, list[DayResult]]]:
@@ -401,16 +379,32 @@ def statement(
     first, last = month_days(text)
     today = (datetime.fromtimestamp(tx.now_ms // 1000, UTC) + timedelta(minutes=offset_min)).date()
     last = min(last, today - timedelta(1))
-    for member in [members.get(tx, enterprise_id, member_number)] if member_number else _everybody(tx, enterprise_id):
-        found = days(tx, enterprise_id, member, first, last)
-        rows = _rows(tx, enterprise_id, member.member_number, first, last)
-        yield _sum(member, found, sum(not row["verified"] for row in rows)), found
+    pages = [[members.get(tx, enterprise_id, member_number)]] if member_number else _pages(tx, enterprise_id)
+    for page in pages:
+        numbers = [member.member_number for member in page]
+        rows = _rows_of(tx, enterprise_id, numbers, first - timedelta(1), last + timedelta(2))
+        for member in page:
+            yield _of_member(tx, enterprise_id, member, first, last, rows[member.member_number])
 
 
-def _everybody(tx: Tx, enterprise_id: int) -> Iterator[Member]:
+def _of_member(
+    tx: Tx, enterprise_id: int, member: Member, first: date, last: date, rows: list[Row]
+) -> tuple[Statement, list[DayResult]]:
+    """A member's days as far as he was one, from his punches of these and the days around."""
+    unverified = sum(not row["verified"] and str(first) <= row["local_time"][:10] <= str(last) for row in rows)
+    first = max(first, date.fromisoformat(member.valid_from)) if member.valid_from else first
+    last = min(last, date.fromisoformat(member.valid_until)) if member.valid_until else last
+    found: list[DayResult] = []
+    if first <= last:
+        plan = calendar(tx, enterprise_id, member, first - timedelta(1), last + timedelta(1))
+        found = month(plan, first, last, _effective(tx, enterprise_id, member.member_number, rows))
+    return _sum(member, found, unverified), found
+
+
+def _pages(tx: Tx, enterprise_id: int) -> Iterator[list[Member]]:
     page = members.listing(tx, enterprise_id)
     while page:
-        yield from page
+        yield page
         page = members.listing(tx, enterprise_id, after=page[-1].member_number)
 
 

@@ -1,5 +1,6 @@
--- Every punch as reported, each once. person: card:SERIAL or pin:NUMBER, as the source knows its people; the key is
--- what the statement reads. journal_seq is 0 for a device that keeps no journal; verified 0 marks an unverified source.
+-- Every punch as reported, each once. person: card:SERIAL or pin:NUMBER, as the source knows its people. The key begins
+-- with the time, so that uploads and months touch few pages. journal_seq is 0 for a device that keeps no journal;
+-- verified 0 marks an unverified source.
 CREATE TABLE punch (
     enterprise_id BIGINT NOT NULL CHECK (enterprise_id BETWEEN 1 AND 4294967295),
     person TEXT NOT NULL CHECK (length(person) BETWEEN 5 AND 32),
@@ -11,7 +12,7 @@ CREATE TABLE punch (
     workcode TEXT NOT NULL CHECK (length(workcode) <= 32),
     verified BIGINT NOT NULL CHECK (verified IN (0, 1)),
     received_ms BIGINT NOT NULL,
-    PRIMARY KEY (enterprise_id, person, local_time, source, status, verify, journal_seq)
+    PRIMARY KEY (enterprise_id, local_time, person, source, status, verify, journal_seq)
 );
 -- append only: punch
 
