@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from datetime import datetime
 from hashlib import sha256
 from ipaddress import ip_address, ip_network
@@ -311,28 +312,28 @@ async def _read(request: Request, limit: int, keep: bool) -> bytes | None:
     return b"".join(parts)
 
 
-def check_host(host: str, proxy: str) -> None:
-    """Raise ConfigError for an address beyond this machine without a proxy: there is no TLS here."""
+def listen(host: str, port: int, proxy: str = "") -> socket.socket:
+    """A socket to serve on. Raises ConfigError beyond this machine without a proxy: there is no TLS here; OSError."""
     try:
-        local = ip_address(host).is_loopback
+        address = ip_address(host)
         if proxy:
             ip_address(proxy)
     except ValueError as e:
         raise ConfigError("the server's and the proxy's address are written as numbers, such as 127.0.0.1") from e
-    if not local and not proxy:
+    if not address.is_loopback and not proxy:
         raise ConfigError(f"{host} is seen from elsewhere: put a TLS proxy before it and give --behind-proxy ADDRESS")
+    return socket.create_server((host, port), family=socket.AF_INET6 if address.version == 6 else socket.AF_INET)
 
 
-def web_server(server: Server, host: str, port: int) -> uvicorn.Server:
-    """What serves it; asyncio sets TCP_NODELAY on every connection. Raises ConfigError, also without the extra."""
-    check_host(host, server.proxy)
+def web_server(server: Server) -> uvicorn.Server:
+    """What serves it; asyncio sets TCP_NODELAY on every connection. Raises ConfigError without the extra."""
     try:
         import uvicorn  # noqa: PLC0415  # the extra "web"
     except ImportError as e:
         raise ConfigError('the server needs the extra "web": install onecard[web]') from e
     # Addresses and serial numbers are personal enough: no access log. X-Forwarded-For is read above, by our rule.
     config = uvicorn.Config(
-        server.app(), host=host, port=port, log_config=None, access_log=False, proxy_headers=False,
-        server_header=False, lifespan="off", ws="none", limit_concurrency=512, timeout_keep_alive=75,
+        server.app(), log_config=None, access_log=False, proxy_headers=False, server_header=False, lifespan="off",
+        ws="none", limit_concurrency=512, timeout_keep_alive=75,
     )  # fmt: skip
     return uvicorn.Server(config)

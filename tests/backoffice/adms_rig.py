@@ -17,8 +17,9 @@ from backoffice.database import Database
 @contextmanager
 def serving(db: Database, enterprise_id: int, proxy: str = "") -> Iterator[tuple[int, uvicorn.Server]]:
     """The server in a thread; gives its port."""
-    server = adms.web_server(adms.Server(db, enterprise_id, 480, proxy), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
+    server = adms.web_server(adms.Server(db, enterprise_id, 480, proxy))
+    line = adms.listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([line],))
     thread.start()
     try:
         deadline = time.monotonic() + 20
@@ -26,10 +27,11 @@ def serving(db: Database, enterprise_id: int, proxy: str = "") -> Iterator[tuple
             assert time.monotonic() < deadline
             assert thread.is_alive()
             time.sleep(0.005)
-        yield server.servers[0].sockets[0].getsockname()[1], server
+        yield line.getsockname()[1], server
     finally:
         server.should_exit = True
         thread.join(20)
+        line.close()
 
 
 class Pusher:

@@ -245,12 +245,11 @@ def test_only_so_many_bad_lines(office: Database, monkeypatch: pytest.MonkeyPatc
 
 def test_where_it_may_be_seen_from() -> None:
     """Beyond this machine there must be a proxy for TLS."""
-    adms.check_host("127.0.0.1", "")
-    adms.check_host("::1", "")
-    adms.check_host("0.0.0.0", "192.0.2.1")
+    for host, proxy in (("127.0.0.1", ""), ("::1", ""), ("0.0.0.0", "192.0.2.1")):
+        adms.listen(host, 0, proxy).close()
     for host, proxy in (("0.0.0.0", ""), ("192.0.2.9", ""), ("localhost", ""), ("0.0.0.0", "proxy")):
         with pytest.raises(ConfigError):
-            adms.check_host(host, proxy)
+            adms.listen(host, 0, proxy)
 
 
 def test_approval(office: Database) -> None:
