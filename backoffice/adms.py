@@ -322,11 +322,14 @@ def listen(host: str, port: int, proxy: str = "") -> socket.socket:
         raise ConfigError("the server's and the proxy's address are written as numbers, such as 127.0.0.1") from e
     if not address.is_loopback and not proxy:
         raise ConfigError(f"{host} is seen from elsewhere: put a TLS proxy before it and give --behind-proxy ADDRESS")
-    return socket.create_server((host, port), family=socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+    line = socket.create_server((host, port), family=socket.AF_INET6 if address.version == 6 else socket.AF_INET)
+    # Every connection inherits it; asyncio sets it only on sockets that say which protocol they are.
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return line
 
 
 def web_server(server: Server) -> uvicorn.Server:
-    """What serves it; asyncio sets TCP_NODELAY on every connection. Raises ConfigError without the extra."""
+    """What serves it. Raises ConfigError without the extra."""
     try:
         import uvicorn  # noqa: PLC0415  # the extra "web"
     except ImportError as e:
