@@ -75,6 +75,8 @@ class Event(StrEnum):
     KEY_MOVED = "key.moved"
     KEY_STORE_HEAD = "key.store_head"
     MOTHER_CARD = "key.mother_card"
+    ATTENDANCE_PLANNED = "attendance.planned"
+    ATTENDANCE_CORRECTED = "attendance.corrected"
     DATABASE = "database.changed"
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import cbor2
 
+from backoffice import attendance
 from backoffice.database import Database, Tx
 from cardlib.errors import FormatError, NotFound, Refused
-from cardlib.records import Event, JournalEntry, JournalFile, Note, Outcome, Transaction, genesis
+from cardlib.records import Event, JournalEntry, JournalFile, Note, Outcome, PunchReport, Transaction, genesis
 
 CHUNK = 2000
 NEW = "new"
@@ -136,6 +137,7 @@ def take(
     )
     shift = _extend(tx, enterprise_id, terminal, entries, hashes, merger)
     merger.merge([entry for entry, _ in fresh], shift)
+    merger.keep_punches([entry for entry, _ in fresh if entry.seq not in here])
     return Collected(terminal, merger.records, merger.closings, duplicates + merger.repeated, tuple(merger.conflicts))
 
 
@@ -168,6 +170,21 @@ class _Merger:
         self._store(list(reports.values()))
         for entry in late:
             self._close_late(entry)
+
+    def keep_punches(self, entries: Iterable[JournalEntry]) -> None:
+        """Punches of entries that were not here before: an entry that contradicts another gives none."""
+        rows = []
+        for entry in entries:
+            punch = entry.record
+            if not isinstance(punch, PunchReport):
+                continue
+            if punch.enterprise_id != self.enterprise_id or punch.terminal != self.terminal:
+                self.contradiction("the record names another enterprise or terminal", entry)
+            elif (row := attendance.reported(punch, entry.seq)) is None:
+                self.contradiction("the punch has no time or direction that there is", entry)
+            else:
+                rows.append(row)
+        attendance.keep(self.tx, self.enterprise_id, rows)
 
     def _adopt(self, reports: dict[int, Report]) -> None:
         """Give intents the closing entries that came before them, in a file of a later stretch."""

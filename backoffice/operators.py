@@ -70,6 +70,8 @@ class Permission(StrEnum):
     SETTLE_CLOSE = "settle.close"
     SETTLE_SHOW = "settle.show"
     LEDGER_CORRECT = "ledger.correct"
+    ATTENDANCE_CHANGE = "attendance.change"
+    REPORT_SHOW = "report.show"
     AUDIT_SHOW = "audit.show"
     DATABASE_MANAGE = "database.manage"
     DATABASE_SHOW = "database.show"
@@ -90,7 +92,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
         {
             P.ENTERPRISE_SHOW, P.MEMBER_CHANGE, P.MEMBER_SHOW, P.CARD_ISSUE, P.CARD_LOSE, P.CARD_UNLOCK,
             P.CARD_REISSUE, P.CARD_CANCEL, P.CARD_SHOW, P.TERMINAL_SHOW, P.WALLET_SHOW, P.BLACKLIST_CHANGE,
-            P.BLACKLIST_EXPORT,
+            P.BLACKLIST_EXPORT, P.ATTENDANCE_CHANGE, P.REPORT_SHOW,
         }
     ),
     Role.FINANCE: frozenset(

@@ -356,7 +356,9 @@ def test_text_is_no_number(db: Database) -> None:
         tx.execute("INSERT INTO setting VALUES (1, 'a', 'x', 'yesterday')")
 
 
-@pytest.mark.parametrize("table", ["audit_event", "request", "outbox_event", "card_transition", "journal_entry"])
+@pytest.mark.parametrize(
+    "table", ["audit_event", "request", "outbox_event", "card_transition", "journal_entry", "punch"]
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -378,6 +380,7 @@ def test_append_only(db: Database, table: str, change: str) -> None:
             "outbox_event": "(1, 'x', 't', '{}', 0)",
             "card_transition": "(1, 'x', zeroblob(8), 'a', 'b', 'c', 'd', NULL, 0)",
             "journal_entry": "(1, zeroblob(6), 1, x'00', zeroblob(32), 0)",
+            "punch": "(1, 'pin:1', '2026-11-02 08:59:00', 'adms:X', 0, 1, 0, '', 0, 0)",
         }
         tx.execute(f"INSERT INTO {table} VALUES {rows[table]}")
     with pytest.raises(DatabaseError, match="append-only"), db.write() as tx:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import cards, keys, link, osdp, program, readers, stations
+from tests.bench import adms, cards, keys, link, osdp, program, readers, stations
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "osdp": osdp.figures,
     "start": program.start,
     "link": link.link,
+    "adms": adms.figures,
 }
 
 

@@ -100,6 +100,16 @@ ARGUMENTS: dict[str, list[str]] = {
     "settle close-day": ["2026-01-01"],
     "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],
     "settle approve": ["e"],
+    "report shift": ["day", "09:00", "18:00"],
+    "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
+    "report day": ["off", "2026-01-01"],
+    "report correct": ["M1", "2026-01-01", "09:00", "in", "--reason", "r"],
+    "report approve": ["c"],
+    "report corrections": ["--month", "2026-01"],
+    "report attendance": ["--month", "2026-01"],
+    "report punches": ["--from", "2026-01-01"],
+    "terminal adms approve": ["A1", "--name", "gate"],
+    "terminal adms retire": ["A1"],
     "settle propose": ["e", "--from", "bank", "--to", "refunds", "--amount-fen", "1", "--note", "n"],
 }
 """What a command needs to be understood; those not named here need nothing."""
