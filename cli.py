@@ -45,7 +45,7 @@ NOUNS = {
     "member": "backoffice.commands.member",
     "card": "backoffice.commands.card backoffice.commands.wash backoffice.commands.slot backoffice.commands.rekey",
     "wallet": "backoffice.commands.wallet",
-    "terminal": "backoffice.commands.terminal terminals.commands",
+    "terminal": "backoffice.commands.terminal terminals.commands terminals.provisioning",
     "sam": "backoffice.commands.sam backoffice.commands.samwash",
     "blacklist": "backoffice.commands.blacklist",
     "key": "backoffice.commands.key backoffice.commands.ceremony backoffice.commands.mother"
@@ -53,7 +53,7 @@ NOUNS = {
     "settle": "backoffice.commands.settle",
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",
-    "sim": "simulator.commands",
+    "sim": "simulator.commands terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""
