@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from cardlib.crypto.noise import fingerprint
 from cardlib.errors import CheckFailed, ConfigError, Conflict, LineTimeout, NotFound, ReaderLost, Refused
 from cardlib.records import JournalFile
 from cardlib.serialport import SerialPort, ports
@@ -149,14 +150,31 @@ def open_session(line: Line, who: Identity) -> Client:
     return line.client
 
 
-def pair_with(session: Session, line: Line, who: Identity, label: bytes, code: str | None = None) -> Client:
+def _paired_before(line: Line, who: Identity, label: bytes) -> bytes | None:
+    """The key of a terminal that has pinned us, should a cut have kept that from us; the label vouches for the key."""
+    if not line.hello.paired:
+        return None
+    public = bytes(info_of(line.client)["x25519"])
+    try:
+        if fingerprint(public) == label:
+            line.client.open(who.installer, public)
+            return public
+    except Refused as e:
+        if e.reason != "not_paired":
+            raise
+    return None
+
+
+def pair_with(session: Session, line: Line, who: Identity, label: bytes, code_file: Path | None = None) -> Client:
     """First contact, by the label; the terminal is pinned. Raises Refused, FormatError."""
     if line.hello.fingerprint != label:  # link.md compares after message 2; a look at HELLO saves one of five tries
         raise Refused(
             "fingerprint", f"terminal {line.hello.serial} is not the one of this label: stop and look who it is"
         )
     try:
-        public = line.client.pair(who.installer, code or session.secret("pairing code"), label)
+        public = _paired_before(line, who, label) or line.client.pair(
+            who.installer, session.secret("pairing code", code_file), label
+        )
     except Refused as e:
         raise told_apart(who, e) from e
     who.pin(line.hello.serial, public)
@@ -327,19 +345,19 @@ def sam_values(client: Client) -> dict[str, str]:
 
 
 @command.command()
-@click.option("--fingerprint", required=True, help="26 characters on the terminal's label.")
+@click.option("--fingerprint", "label", required=True, help="26 characters on the terminal's label.")
 @identity_file
 @way
 @pass_session
-def pair(session: Session, fingerprint: str, identity: Path, where: Where) -> None:
+def pair(session: Session, label: str, identity: Path, where: Where) -> None:
     """Meet a terminal for the first time, by its label; asks for the label's code of 8 digits."""
-    label = parse_label(fingerprint)
+    wanted = parse_label(label)
     who = load_identity(session, identity)
     line = connect(session, where)
     if session.dry_run:
         session.emit({"serial": line.hello.serial, "paired": False}, f"would pair with {line.hello.serial}")
         return
-    pair_with(session, line, who, label)
+    pair_with(session, line, who, wanted)
     session.emit({"serial": line.hello.serial, "paired": True}, f"paired with terminal {line.hello.serial}")
 
 
