@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -101,7 +102,8 @@ class Place:
         return target
 
     def list_file(self, cards: int) -> str:
-        entries = [(make_serial(CardKind.CPU_CARD, 1, 1 + n), ListReason.LOST) for n in range(cards)]
+        numbers = random.Random(1).sample(range(1, 2**40), cards)  # far apart, else the file is a small one
+        entries = [(make_serial(CardKind.CPU_CARD, 1, n), ListReason.LOST) for n in numbers]
         listed = Blacklist.of(1001, 7, time.time_ns() // 1_000_000 - 1000, entries)
         (self.folder / "list").write_bytes(snapshot(ROOT, listed))
         return "list"
@@ -163,13 +165,13 @@ def test_a_cut_push_goes_on(place: Place) -> None:
     pin_authority(place)
     name = place.list_file(40_000)
     cuts = 0
-    place.start("--cut-after", "4000")
+    place.start("--cut-after", "3000")
     while (ran := place.spawn(*place.on("push", name))).returncode:
         assert ran.returncode == 5, ran.stderr
         assert list((place.folder / "till" / "files").glob("list.*.part"))
         cuts += 1
         assert cuts < 10
-        place.start("--cut-after", "4000")
+        place.start("--cut-after", "3000")
     assert cuts >= 2
     assert json.loads(ran.stdout)["version"] == 7
     assert place.run(*place.on("info"))["list_version"] == 7
