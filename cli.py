@@ -45,7 +45,7 @@ NOUNS = {
     "member": "backoffice.commands.member",
     "card": "backoffice.commands.card backoffice.commands.wash backoffice.commands.slot backoffice.commands.rekey",
     "wallet": "backoffice.commands.wallet",
-    "terminal": "backoffice.commands.terminal backoffice.commands.adms terminals.commands",
+    "terminal": "backoffice.commands.terminal backoffice.commands.adms terminals.commands terminals.provisioning",
     "sam": "backoffice.commands.sam backoffice.commands.samwash",
     "blacklist": "backoffice.commands.blacklist",
     "key": "backoffice.commands.key backoffice.commands.ceremony backoffice.commands.mother"
@@ -54,7 +54,7 @@ NOUNS = {
     "report": "backoffice.commands.report backoffice.commands.attendance",
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",
-    "sim": "simulator.commands",
+    "sim": "simulator.commands terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""

@@ -133,9 +133,27 @@ OPEN = {
     "terminal export": "the till's own",
     "terminal acknowledge": "the till's own",
     "terminal status": "the till's own",
+    "sim terminal": "simulated hardware",
+    "terminal scan": "says HELLO, as whoever holds the cable can",
+    "terminal identity make": "a key that only an authority's token makes good for something",
+    "terminal identity show": "the installer's own token",
+    "terminal authority make": "a key that only terminals which are given it obey",
+    "terminal authority token": "the authority's key is its authority",
+    "terminal authority config": "the authority's key is its authority",
+    "terminal check-report": "whoever has a record and the public key can check it",
+    "terminal info": "the terminal checks the installer's token",
+    "terminal pair": "the terminal checks the installer's token",
+    "terminal clock": "the terminal checks the installer's token",
+    "terminal push": "the terminal checks the installer's token",
+    "terminal param": "the terminal checks the installer's token",
+    "terminal collect": "the terminal checks the installer's token",
+    "terminal diagnose": "the terminal checks the installer's token",
+    "terminal provision": "the terminal checks the installer's token",
+    "terminal report": "the terminal checks the installer's token",
 }
 
 
+_LINE = ["--port", "no-port", "--identity", "an.key"]
 _TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
 OPEN_ARGUMENTS: dict[str, list[str]] = {
     "sim card": ["--vpcd-port", "9"],
@@ -152,6 +170,23 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "terminal export": ["file", *_TILL],
     "terminal acknowledge": ["1", *_TILL],
     "terminal status": _TILL,
+    "sim terminal": ["till", "--pty"],
+    "terminal scan": ["--port", "no-port"],
+    "terminal identity make": ["an.key", "--name", "An"],
+    "terminal identity show": ["--identity", "an.key"],
+    "terminal authority make": ["site.key"],
+    "terminal authority token": ["an.key.request", "--site", "east", "--authority", "site.key"],
+    "terminal authority config": ["c.toml", "c.signed", "--serial", "POS-1", "--authority", "site.key"],
+    "terminal info": _LINE,
+    "terminal check-report": ["record.json", "--authority-public", "site.key.pub"],
+    "terminal pair": ["--fingerprint", "A" * 26, *_LINE],
+    "terminal clock": _LINE,
+    "terminal push": ["file", *_LINE],
+    "terminal param": _LINE,
+    "terminal collect": ["folder", *_LINE],
+    "terminal diagnose": _LINE,
+    "terminal provision": ["--plan", "site.toml", "--identity", "an.key"],
+    "terminal report": ["record", "--plan", "site.toml", "--identity", "an.key"],
 }
 
 

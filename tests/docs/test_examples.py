@@ -14,7 +14,7 @@ import cli
 from backoffice.settlement import Verdict
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ["README.md", "docs/administrator.md", "docs/keys.md", "docs/test-rigs.md"]
+PAGES = ["README.md", "docs/administrator.md", "docs/keys.md", "docs/test-rigs.md", "docs/installer.md"]
 NOT_RUN = re.compile(r"^(script/|git clone|\.venv/)", re.MULTILINE)
 """Blocks that set up a machine, run the whole suite, or say where the command is."""
 
