@@ -123,6 +123,8 @@ OPEN = {
     "terminal export": "the till's own",
     "terminal acknowledge": "the till's own",
     "terminal status": "the till's own",
+    "terminal run": "the terminal's own: its SAM is its authority",
+    "terminal schema": "says what a file may hold",
 }
 
 
@@ -142,6 +144,8 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "terminal export": ["file", *_TILL],
     "terminal acknowledge": ["1", *_TILL],
     "terminal status": _TILL,
+    "terminal run": _TILL,
+    "terminal schema": ["pos"],
 }
 
 
