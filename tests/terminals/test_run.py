@@ -30,6 +30,7 @@ from simulator.card import Card
 from simulator.rig import PIN, Enterprise
 from terminals.config import Kind
 from terminals.journal import Journal
+from tests.pcsc_world import PcscWorld, end, wait_present
 from tests.secretwatch import WATCH
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,6 +38,7 @@ CLI, KILLED = ROOT / "cli.py", ROOT / "tests" / "terminals" / "killed.py"
 TERMINAL = bytes.fromhex("310000000777")
 SIGNER = SigningKey(bytes(range(32)))
 PATIENCE_S = 60
+FIRST_PORT = 35963
 DOORS = "[weeks.1]\ndaily = ['00:00-24:00']\n[doors.1]\nzone_inside = 10\ngroups = [1]\n"
 
 
@@ -390,3 +392,40 @@ def test_no_secret_is_on_the_console(site: Site) -> None:
     assert door.end() == 0
     assert "424242" not in door.console.read_text() + door.data.read_text()
     WATCH.saw("the console", door.console.read_text())
+
+
+@pos
+def test_a_till_serves_the_cards_of_a_reader(site: Site, tmp_path: Path) -> None:
+    """With PC/SC readers for card and SAM: a card pays as it comes, once, and again when it came back."""
+    site.configure()
+    site.new_card(fen=100_00)
+    with PcscWorld(tmp_path) as world:
+
+        def insert(kind: str, slot: int, name: str) -> subprocess.Popen[str]:
+            port = str(FIRST_PORT + slot)
+            argv = [sys.executable, "cli.py", "sim", kind, "--vpcd-port", port, "--image", str(site.path(name))]
+            process = world.start(argv)
+            world.call(wait_present, world.reader(slot), True)
+            return process
+
+        card = insert("card", 0, "card.img")
+        insert("sam", 1, "sam.img")
+        till = world.start(
+            [sys.executable, "cli.py", "terminal", "run", "--terminal", str(site.path("t.toml")), "--json",
+             "--reader", f"pcsc:{world.reader(0)}", "--sam-reader", f"pcsc:{world.reader(1)}",
+             "--amount", "8", "--cashier", "kim"]
+        )  # fmt: skip
+        assert till.stdin is not None
+        assert till.stdout is not None
+        assert json.loads(till.stdout.readline())["balance_fen"] == 92_00
+        end(card)
+        world.call(wait_present, world.reader(0), False)
+        insert("card", 0, "card.img")
+        assert json.loads(till.stdout.readline())["balance_fen"] == 84_00
+        till.stdin.write("3.50 s1\n")  # the card lies there still
+        till.stdin.flush()
+        assert json.loads(till.stdout.readline())["balance_fen"] == 80_50
+        till.stdin.write("quit\n")
+        till.stdin.flush()
+        assert till.wait(PATIENCE_S) == 0
+    assert site.balance() == 80_50
