@@ -43,6 +43,7 @@ from terminals.screen import ConsoleScreen, Notice, Say
 
 UNSEEN_MS = 60_000
 """For how long after a power cut a payment just before it is told to its card, instead of a new one being made."""
+MAX_LINE = 4096
 TURN_S = 0.2
 """How long a turn waits for a card or a line; doors are looked at in each."""
 STOPPED = Note("stopped")
@@ -85,6 +86,7 @@ class Keyboard:
             self._raw += chunk
         line, newline, rest = self._raw.partition(b"\n")
         if not newline:
+            self._raw = self._raw[-MAX_LINE:]
             return None
         self._raw = rest
         return line.decode(errors="replace").strip()

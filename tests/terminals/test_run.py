@@ -409,7 +409,7 @@ def test_a_till_serves_the_cards_of_a_reader(site: Site, tmp_path: Path) -> None
             return process
 
         card = insert("card", 0, "card.img")
-        insert("sam", 1, "sam.img")
+        sam = insert("sam", 1, "sam.img")
         till = world.start(
             [sys.executable, "cli.py", "terminal", "run", "--terminal", str(site.path("t.toml")), "--json",
              "--reader", f"pcsc:{world.reader(0)}", "--sam-reader", f"pcsc:{world.reader(1)}",
@@ -425,7 +425,20 @@ def test_a_till_serves_the_cards_of_a_reader(site: Site, tmp_path: Path) -> None
         till.stdin.write("3.50 s1\n")  # the card lies there still
         till.stdin.flush()
         assert json.loads(till.stdout.readline())["balance_fen"] == 80_50
+        end(sam)  # pulled out, and put back
+        world.call(wait_present, world.reader(1), False)
+        till.stdin.write("1 s2\n")
+        till.stdin.flush()
+        assert json.loads(till.stdout.readline())["reason"] == "sam_fault"
+        insert("sam", 1, "sam.img")
+        for _ in range(20):
+            time.sleep(0.5)
+            till.stdin.write("1 s2\n")
+            till.stdin.flush()
+            if (event := json.loads(till.stdout.readline())).get("reason") != "sam_fault":
+                break
+        assert event.get("balance_fen") == 79_50, event
         till.stdin.write("quit\n")
         till.stdin.flush()
         assert till.wait(PATIENCE_S) == 0
-    assert site.balance() == 80_50
+    assert site.balance() == 79_50
