@@ -121,19 +121,23 @@ class Session:
             raise ConfigError("which enterprise? Give --enterprise NUMBER or set ONECARD_ENTERPRISE")
         return self.enterprise
 
-    def open_card(self, name: str | None = None) -> Transport:
-        """Open a reader by its name (``sim:``, ``pcsc:``), traced when asked; closed at the end."""
+    def connect(self, name: str | None = None) -> Transport:
+        """Open a reader by its name (``sim:``, ``pcsc:``), traced when asked; who asked closes it."""
         name = name or self.reader
         scheme, _, rest = name.partition(":")
         opener = self.openers.get(scheme)
         if opener is None:
             raise ConfigError(f"reader {name}: start with one of {', '.join(f'{s}:' for s in self.openers)}")
-        card = self.keep(opener(rest))
+        card = opener(rest)
         if self.trace_file is None:
             return card
         from cardlib.trace import TraceWriter  # noqa: PLC0415  # only when asked for
 
         return Recorder(card, TraceWriter(self.trace_file))
+
+    def open_card(self, name: str | None = None) -> Transport:
+        """Open a reader as :meth:`connect` does; closed at the end."""
+        return self.keep(self.connect(name))
 
     def keep(self, thing: C) -> C:
         """Close this when the command ends, however it ends; what came last first."""

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from enum import Enum, unique
 
 from cardlib.apdu import SW
-from cardlib.errors import ConfigError, StatusError, TransportError
+from cardlib.errors import ConfigError, NotFound, StatusError, TransportError
 from cardlib.iso7816 import append_record, read_record
 from cardlib.profile import Punch, load_profile
 from cardlib.records import ENTERING, PunchDirection, PunchReport, local_when
@@ -116,7 +116,7 @@ class Attendance(Terminal):
     def set_punch_rules(self, rules: PunchRules) -> None:
         """What the configuration says; punches of before are remembered by their cards."""
         self._punch_rules = rules
-        self._owed: dict[bytes, Punch] = {}
+        self._owed = self._left_over()
 
     def punch(self, card: Transport, pressed: PunchDirection | None = None) -> Verdict:
         """Write a punch to the journal and the card, unless the card was punched just now.
@@ -126,7 +126,7 @@ class Attendance(Terminal):
         with self.tap(card) as tap:
             newest = self._newest(tap)
             owed = self._owed.get(tap.session.factor)
-            if owed is not None and owed != newest:
+            if owed is not None and owed.sequence == _after(newest):  # else it has it, or was punched elsewhere since
                 self._log(tap, owed)
                 newest = owed
             self._owed.pop(tap.session.factor, None)
@@ -139,6 +139,18 @@ class Attendance(Terminal):
                 self._record(tap, newest, verdict.direction, now_ms)
         self.screen.show(Notice(Say.PUNCHED))
         return verdict
+
+    def _left_over(self) -> dict[bytes, Punch]:
+        """The punch at the journal's end: the power may have gone before its card had it too."""
+        try:
+            report = self.journal.entry(self.journal.last_seq).record
+        except NotFound:  # a new journal, or one whose entries were all pruned
+            return {}
+        if not isinstance(report, PunchReport):
+            return {}
+        when = local_time(report.utc_ms, self._punch_rules.utc_offset_min)
+        at = when.time().replace(microsecond=0)
+        return {report.card_serial: Punch(when.date(), at, report.terminal, report.direction, report.sequence)}
 
     def _facts(self, tap: Tap, newest: Punch | None, pressed: PunchDirection | None) -> PunchFacts:
         info, created_ms, serial = tap.session.public_info, self.lists.created_ms, tap.session.factor
@@ -160,7 +172,7 @@ class Attendance(Terminal):
     def _record(self, tap: Tap, newest: Punch | None, direction: PunchDirection, now_ms: int) -> None:
         offset_min, serial = self._punch_rules.utc_offset_min, tap.session.factor
         when = local_time(now_ms, offset_min)
-        sequence = (newest.sequence + 1) & LAST_SEQUENCE if newest else 1
+        sequence = _after(newest)
         self.journal.report(
             PunchReport(
                 self.config.enterprise_id, self.journal.terminal, serial, local_when(now_ms, offset_min), now_ms,
@@ -179,3 +191,8 @@ class Attendance(Terminal):
                 self._owed.pop(next(iter(self._owed)))
             self._owed[tap.session.factor] = record
             raise
+
+
+def _after(newest: Punch | None) -> int:
+    """The number of a card's next punch."""
+    return (newest.sequence + 1) & LAST_SEQUENCE if newest else 1

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from cardlib.errors import ConfigError, OutcomeUnknown
 from cardlib.money import yuan
-from cardlib.sam import CardSam, Sam
+from cardlib.sam import CardSam, SamPool
 from cardlib.transport import Transport
 from console import AMOUNT, Noun, Session, pass_session
 from terminals import config
 from terminals.journal import Journal
 from terminals.lists import TerminalLists
 from terminals.pos import Pos
-from terminals.runtime import Receipt
-from terminals.screen import ConsoleScreen
+from terminals.runtime import Receipt, Terminal
+from terminals.screen import ConsoleScreen, Screen
 
+SAM_RETRY_MS = 1_000
 FILE = click.Path(path_type=Path, dir_okay=False)
 terminal_file = click.option(
     "--terminal", "file", type=FILE, required=True, envvar="ONECARD_TERMINAL", help="The terminal's TOML file."
@@ -38,17 +38,6 @@ sam_reader = click.option(
 @click.group(cls=Noun)
 def command() -> None:
     """Terminals: registered in the back office, and run here."""
-
-
-@dataclass
-class _OneSam:
-    """A source of one SAM, for one tap."""
-
-    sam: Sam
-
-    def lease(self) -> AbstractContextManager[Sam]:
-        """The SAM."""
-        return nullcontext(self.sam)
 
 
 def _now_ms() -> int:
@@ -73,18 +62,38 @@ def _open_sam(session: Session, reader: str) -> CardSam:
     return CardSam(session.open_card(reader), pin)
 
 
-def _open_pos(session: Session, file: Path, reader: str) -> Pos:
-    session.refuse_dry_run("a till and its SAM can't be tried out")
+T = TypeVar("T", bound=Terminal)
+
+
+def _open(
+    session: Session, file: Path, reader: str, make: Callable[[config.Kind], type[T]], screen: Screen | None = None
+) -> T:
+    """A terminal of the class that ``make`` has for the file's kind, with its SAM, journal and list."""
+    session.refuse_dry_run("a terminal and its SAM can't be tried out")
     settings = config.load(file)
-    if settings.kind is not config.Kind.POS:
-        raise ConfigError(f"{file} describes a {settings.kind.value} terminal, not a POS")
+    made = make(settings.kind)
     sam = _open_sam(session, reader)
     journal = _journal(session, settings, sam)
     lists = TerminalLists(settings.lists, settings.enterprise_id, settings.list_root_key, journal)
     if lists.trouble:
         session.note(lists.trouble)
-    screen = ConsoleScreen(sys.stderr, "en")
-    return Pos(settings, journal, lists, _OneSam(sam), _now_ms, secrets.token_bytes, screen)
+    shown = screen or ConsoleScreen(sys.stderr, "en")
+    opened = [sam]  # one that fails is opened anew: it may only have been seated badly
+    sams = session.keep(SamPool([lambda: opened.pop() if opened else _open_sam(session, reader)], SAM_RETRY_MS))
+    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown)
+
+
+def _open_pos(session: Session, file: Path, reader: str) -> Pos:
+    def make(kind: config.Kind) -> type[Pos]:
+        if kind is not config.Kind.POS:
+            raise ConfigError(f"{file} describes a terminal of kind {kind.value}, not a POS")
+        return Pos
+
+    return _open(session, file, reader, make)
+
+
+def _open_any(session: Session, file: Path, reader: str) -> Terminal:
+    return _open(session, file, reader, lambda _: Terminal)
 
 
 def _told(session: Session, receipt: Receipt, sale: str) -> None:
@@ -157,11 +166,11 @@ def shift_command(session: Session, action: str, cashier: str, file: Path, sam_r
 @pass_session
 def take_list(session: Session, lists: tuple[Path, ...], file: Path, sam_reader: str) -> None:
     """Take LISTS (blacklist files); an older one or another enterprise's is refused."""
-    pos = _open_pos(session, file, sam_reader)
-    assert isinstance(pos.lists, TerminalLists)
+    terminal = _open_any(session, file, sam_reader)
+    assert isinstance(terminal.lists, TerminalLists)
     for path in lists:
         try:
-            version = pos.lists.take(path.read_bytes())
+            version = terminal.lists.take(path.read_bytes())
         except OSError as e:
             raise ConfigError(f"{path} can't be read: {e.strerror}") from e
         session.emit({"file": path, "version": version}, f"{path}: list version {version} in force")
@@ -175,8 +184,8 @@ def take_list(session: Session, lists: tuple[Path, ...], file: Path, sam_reader:
 @pass_session
 def export(session: Session, target: Path, from_seq: int | None, file: Path, sam_reader: str) -> None:
     """Write the journal to TARGET, to be collected by `onecard settle collect`."""
-    pos = _open_pos(session, file, sam_reader)
-    count = pos.journal.export(target, from_seq)
+    terminal = _open_any(session, file, sam_reader)
+    count = terminal.journal.export(target, from_seq)
     session.emit({"file": target, "last_seq": count}, f"{target}: entries up to {count}")
 
 
@@ -187,8 +196,8 @@ def export(session: Session, target: Path, from_seq: int | None, file: Path, sam
 @pass_session
 def acknowledge(session: Session, seq: int, file: Path, sam_reader: str) -> None:
     """Note that the back office has all entries up to SEQ."""
-    pos = _open_pos(session, file, sam_reader)
-    pos.collected(seq)
+    terminal = _open_any(session, file, sam_reader)
+    terminal.collected(seq)
     session.emit({"acknowledged": seq})
 
 
@@ -198,17 +207,62 @@ def acknowledge(session: Session, seq: int, file: Path, sam_reader: str) -> None
 @pass_session
 def status(session: Session, file: Path, sam_reader: str) -> None:
     """Show SAM, list, journal and what still waits for its card."""
-    pos = _open_pos(session, file, sam_reader)
-    journal = pos.journal
+    terminal = _open_any(session, file, sam_reader)
+    journal = terminal.journal
     session.emit(
         {
             "terminal": journal.terminal,
+            "kind": terminal.config.kind.value,
             "sam": journal.sam_serial,
-            "enterprise": pos.config.enterprise_id,
-            "list_version": pos.lists.version,
+            "enterprise": terminal.config.enterprise_id,
+            "list_version": terminal.lists.version,
             "last_seq": journal.last_seq,
             "acknowledged_seq": journal.acked_seq,
             "shift": journal.shift,
             "waiting": [job.sale or str(job.id) for job in journal.open_jobs()],
         }
     )
+
+
+@command.command()
+@click.argument("kind", type=click.Choice([kind.value for kind in config.Kind]))
+@pass_session
+def schema(session: Session, kind: str) -> None:
+    """Print the JSON schema of the configuration of a KIND of terminal."""
+    made = config.schema(config.Kind(kind))
+    session.emit(made, json.dumps(made, indent=2))
+
+
+@command.command("run")
+@click.option("--amount", type=AMOUNT, help="A POS takes this much (yuan) from each card; else each sale is keyed.")
+@click.option("--cashier", default="", help="Open a shift under this name when none is open.")
+@click.option("--language", type=click.Choice(["zh", "en"]), default="zh", show_default=True, help="Of the screen.")
+@terminal_file
+@sam_reader
+@pass_session
+def run_command(
+    session: Session, amount: int | None, cashier: str, language: str, file: Path, sam_reader: str
+) -> None:  # fmt: skip
+    """Run the terminal that the file describes: serve the cards in --reader until interrupted, or a line says quit."""
+    from terminals import run  # noqa: PLC0415  # the other verbs need no loop
+
+    def make(kind: config.Kind) -> type[Terminal]:
+        if kind in run.ELSEWHERE:
+            raise ConfigError(f"{file}: {run.ELSEWHERE[kind]}")
+        return run.KINDS[kind]
+
+    stream = sys.stderr if session.json else sys.stdout
+    terminal = _open(session, file, sam_reader, make, run.Screen(stream, language))
+    if cashier and terminal.journal.shift is None:
+        terminal.open_shift(cashier)
+    pin = run.asking(session.secret, session.note)
+    post = run.make_post(terminal, amount, stream, language, session.operator, pin)
+    scheme, _, name = session.reader.partition(":")
+    reader = None
+    if scheme == "pcsc":
+        from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
+
+        reader = session.keep(PcscReader(name))
+    keyboard = run.Keyboard(sys.stdin.fileno())
+    emit = session.emit if session.json else lambda _: None
+    run.Process(terminal, post, keyboard, session.connect, reader, session.note, emit).run()

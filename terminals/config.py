@@ -1,15 +1,35 @@
 """A terminal's configuration: TOML in, frozen values out, each mistake named with its line.
 
+Every kind starts with the same settings; `onecard terminal schema KIND` prints all settings of a kind as JSON schema.
+
 version = 3
-kind = "pos"                    # pos | recharge
+kind = "pos"                    # pos | access | attendance | recharge | issuing
 enterprise_id = 1001
 journal = "/var/lib/onecard/journal.db"
 lists = "/var/lib/onecard/lists.db"
 list_root_key = "…64 hex digits…"
 
-[rules]
+[rules]                         # pos and recharge
 payment_limit_fen = 5000
 purse_order = "subsidy_first"
+
+holidays = [2026-10-01]         # access, above all sections: these days have the hours named holiday
+
+[weeks.1]                       # access and attendance: hours; the number is the schedule that cards name
+daily = ["07:00-12:00", "13:00-19:30"]
+sunday = []
+holiday = []
+
+[doors.1]                       # access: one section a door
+zone_inside = 10
+groups = [1, 2]                 # all 64 when not said
+pin_hours = 1
+anti_passback = "hard"
+interlock = [2]
+
+[punches]                       # attendance
+mode = "hours"                  # key | hours | pair
+coming = 1
 """
 
 from __future__ import annotations
@@ -17,6 +37,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date, datetime
 from enum import Enum, unique
@@ -24,6 +45,8 @@ from pathlib import Path
 from typing import Any
 
 from cardlib.errors import ConfigError
+from terminals.attendance import Mode, PunchRules
+from terminals.doors import AntiPassback, DoorRules, Hours, Week
 from terminals.policy import DAY_MS, MAX_AMOUNT_FEN, PurseOrder, Rules
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -34,12 +57,18 @@ class Kind(Enum):
     """What a terminal is for."""
 
     POS = "pos"
+    ACCESS = "access"
+    ATTENDANCE = "attendance"
     RECHARGE = "recharge"
+    ISSUING = "issuing"
 
 
 @dataclass(frozen=True, slots=True)
 class TerminalConfig:
-    """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys."""
+    """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
+
+    ``doors`` by number are an access terminal's, ``punches`` an attendance terminal's.
+    """
 
     version: int
     kind: Kind
@@ -51,7 +80,10 @@ class TerminalConfig:
     utc_offset_min: int = 480
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
+    holidays: frozenset[date] = frozenset()
     rules: Rules = field(default_factory=lambda: Rules(0))
+    doors: Mapping[int, DoorRules] = field(default_factory=dict)
+    punches: PunchRules = field(default_factory=PunchRules)
 
 
 _RANGES: dict[str, tuple[int, int]] = {
@@ -66,9 +98,40 @@ _RANGES: dict[str, tuple[int, int]] = {
     "list_normal_ms": (0, 365 * DAY_MS),
     "list_reduced_ms": (0, 365 * DAY_MS),
     "collect_within_ms": (0, 365 * DAY_MS),
+    "zone_inside": (0, 0xFFFF),
+    "zone_outside": (0, 0xFFFF),
+    "groups": (0, 63),
+    "interlock": (1, 0xFFFF),
+    "anti_passback_ms": (0, DAY_MS),
+    "partner_within_ms": (0, 600_000),
+    "release_ms": (100, 600_000),
+    "held_ms": (0, DAY_MS),
+    "repeat_ms": (0, DAY_MS),
+    "pair_within_ms": (1, DAY_MS),
 }
 _FEN = (0, MAX_AMOUNT_FEN)
 _INHERITED = {"enterprise_id", "utc_offset_min"}  # a rule's copy of what stands at the top
+_ENUMS: dict[str, type[Enum]] = {"PurseOrder": PurseOrder, "Kind": Kind, "AntiPassback": AntiPassback, "Mode": Mode}
+_SECTIONS: dict[Kind, tuple[str, ...]] = {
+    Kind.POS: ("rules",),
+    Kind.ACCESS: ("weeks", "doors"),
+    Kind.ATTENDANCE: ("weeks", "punches"),
+    Kind.RECHARGE: ("rules",),
+    Kind.ISSUING: (),
+}
+_NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
+"""Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "holiday")
+_HOURS = r"([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)"
+
+
+def _settings(section: str) -> dict[str, Field[Any]]:
+    """What may stand in a section; the empty one is the top."""
+    if section == "":
+        return {one.name: one for one in fields(TerminalConfig) if one.name not in {"rules", "doors", "punches"}}
+    owner: type[Rules | DoorRules | PunchRules] = {"rules": Rules, "doors": DoorRules, "punches": PunchRules}[section]
+    others = _INHERITED | {"door", "schedules", "holidays"}  # the section's number, all weeks, the top's
+    return {one.name: one for one in fields(owner) if one.name not in others}
 
 
 def _line_of(text: str, section: str, key: str) -> int:
@@ -92,8 +155,40 @@ def _integer(name: str, value: object) -> int:
     return value
 
 
-def _convert(name: str, kind: str, value: object) -> object:
+def _list(value: object, what: str) -> list[Any]:
+    if type(value) is not list:
+        raise ValueError(f"a list of {what} belongs here, not {value!r}")
+    return value
+
+
+def _hours(value: object) -> Hours:
+    """Hours of one day, like ["08:00-12:00", "13:00-24:00"]."""
+    found = []
+    for text in _list(value, "hours"):
+        if type(text) is not str or not re.fullmatch(_HOURS, text):
+            raise ValueError(f"hours look like 08:00-17:30, not {text!r}")
+        begin, end = (int(at[:2]) * 60 + int(at[3:]) for at in text.split("-"))
+        if begin >= end:
+            raise ValueError(f"{text} ends before it begins: write two, until 24:00 and from 00:00")
+        found.append((begin, end))
+    return tuple(found)
+
+
+def _convert_list(name: str, kind: str, value: object) -> object:
+    if kind == "frozenset[date]":
+        return frozenset(_convert(name, "date", day) for day in _list(value, "dates"))
+    numbers = [_integer(name, number) for number in _list(value, "numbers")]
+    return sum(1 << number for number in set(numbers)) if name == "groups" else frozenset(numbers)
+
+
+def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | None = None) -> object:
     """One TOML value as its field wants it. Raises ValueError saying what belongs there."""
+    if name == "groups" or kind.startswith("frozenset"):
+        return _convert_list(name, kind, value)
+    if kind.startswith("Week"):
+        if type(value) is not int or value not in (weeks or {}):
+            raise ValueError(f"the number of a section [weeks.N] belongs here, not {value!r}")
+        return (weeks or {})[value]
     if kind.startswith("int"):
         return _integer(name, value)
     if kind == "bool":
@@ -106,8 +201,7 @@ def _convert(name: str, kind: str, value: object) -> object:
         return value
     if type(value) is not str:
         raise ValueError(f"a text in quotes belongs here, not {value!r}")
-    if kind in {"PurseOrder", "Kind"}:
-        options: type[Enum] = PurseOrder if kind == "PurseOrder" else Kind
+    if options := _ENUMS.get(kind):
         names = [str(option.value) for option in options]
         if value not in names:
             raise ValueError(f"{value!r} is none of {', '.join(names)}")
@@ -123,15 +217,18 @@ def _convert(name: str, kind: str, value: object) -> object:
     return value
 
 
-def _read(name: str, text: str, section: str, table: dict[str, Any], wanted: dict[str, Field[Any]]) -> dict[str, Any]:
+def _read(
+    name: str, text: str, section: str, table: dict[str, Any], weeks: Mapping[int, Week] | None = None
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    wanted = _settings(section.partition(".")[0])
     for key, value in table.items():
         where = f"{name}, line {_line_of(text, section, key)}: {key}"
         if key not in wanted:
             close = difflib.get_close_matches(key, wanted, 1)
             raise ConfigError(f"{where}: no such setting" + (f", did you mean {close[0]}?" if close else ""))
         try:
-            values[key] = _convert(key, str(wanted[key].type), value)
+            values[key] = _convert(key, str(wanted[key].type), value, weeks)
         except ValueError as e:
             raise ConfigError(f"{where}: {e}") from e
     for key, one in wanted.items():
@@ -140,24 +237,167 @@ def _read(name: str, text: str, section: str, table: dict[str, Any], wanted: dic
     return values
 
 
+def _section(name: str, text: str, table: dict[str, Any], section: str) -> dict[str, Any]:
+    """Take a section out of the table; none is an empty one. Raises ConfigError when it is a value."""
+    found = table.pop(section, {})
+    if not isinstance(found, dict):
+        what = f"[{section}.1]" if section in _NUMBERED else f"[{section}]"
+        raise ConfigError(f"{name}, line {_line_of(text, '', section)}: {section} is a section: {what}")
+    return found
+
+
+def _numbered(name: str, text: str, table: dict[str, Any], section: str) -> dict[int, dict[str, Any]]:
+    """Sections like [doors.1] by their number."""
+    found: dict[int, dict[str, Any]] = {}
+    for number, one in _section(name, text, table, section).items():
+        where = f"{name}, line {_line_of(text, f'{section}.{number}', '')}"
+        good = re.fullmatch(r"[1-9]\d{0,4}", number, re.ASCII) and int(number) <= _NUMBERED[section]
+        if not good or not isinstance(one, dict):
+            raise ConfigError(f"{where}: write [{section}.N] with N from 1 to {_NUMBERED[section]}")
+        found[int(number)] = one
+    return found
+
+
+def _weeks(name: str, text: str, table: dict[str, Any]) -> dict[int, Week]:
+    weeks = {}
+    for number, one in _numbered(name, text, table, "weeks").items():
+        days: dict[str, Hours] = {}
+        for key, value in one.items():
+            where = f"{name}, line {_line_of(text, f'weeks.{number}', key)}: {key}"
+            if key not in {"daily", *_DAYS}:
+                raise ConfigError(f"{where}: no such day: {', '.join(_DAYS)}, or daily for all not named")
+            try:
+                days[key] = _hours(value)
+            except ValueError as e:
+                raise ConfigError(f"{where}: {e}") from e
+        weeks[number] = Week(tuple(days.get(day, days.get("daily", ())) for day in _DAYS))
+    return weeks
+
+
+def _doors(
+    name: str, text: str, table: dict[str, Any], top: dict[str, Any], weeks: dict[int, Week]
+) -> dict[int, DoorRules]:
+    tables = _numbered(name, text, table, "doors")
+    if not tables:
+        raise ConfigError(f"{name}, line 1: an access terminal has doors: write a section [doors.1]")
+    doors = {}
+    for number, one in tables.items():
+        section = f"doors.{number}"
+        values = _read(name, text, section, one, weeks)
+        if strangers := values.get("interlock", frozenset()) - (tables.keys() - {number}):
+            line = _line_of(text, section, "interlock")
+            raise ConfigError(f"{name}, line {line}: interlock: {min(strangers)} is no other door of this terminal")
+        common = {"schedules": weeks, "holidays": top.get("holidays", frozenset())}
+        doors[number] = DoorRules(number, **values, **common, utc_offset_min=top.get("utc_offset_min", 480))
+    return doors
+
+
+def _rules(name: str, text: str, table: dict[str, Any], top: dict[str, Any]) -> Rules:
+    values = _read(name, text, "rules", _section(name, text, table, "rules"))
+    rules = Rules(top["enterprise_id"], top.get("utc_offset_min", 480), **values)
+    if rules.list_reduced_ms < rules.list_normal_ms:
+        line = _line_of(text, "rules", "list_reduced_ms")
+        raise ConfigError(f"{name}, line {line}: list_reduced_ms is below list_normal_ms ({rules.list_normal_ms})")
+    return rules
+
+
+def _punches(name: str, text: str, table: dict[str, Any], top: dict[str, Any], weeks: dict[int, Week]) -> PunchRules:
+    values = _read(name, text, "punches", _section(name, text, table, "punches"), weeks)
+    try:
+        return PunchRules(**values, utc_offset_min=top.get("utc_offset_min", 480))
+    except ConfigError as e:
+        raise ConfigError(f"{name}, line {_line_of(text, 'punches', 'mode')}: {e}") from e
+
+
 def parse(text: str, name: str = "configuration") -> TerminalConfig:
     """Parse a configuration. Raises ConfigError with name, line and what belongs there."""
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise ConfigError(f"{name}: {e}") from e
-    rules_table = table.pop("rules", {})
-    if not isinstance(rules_table, dict):
-        raise ConfigError(f"{name}, line {_line_of(text, '', 'rules')}: rules is a section: [rules]")
-    tops = {one.name: one for one in fields(TerminalConfig) if one.name != "rules"}
-    top = _read(name, text, "", table, tops)
-    rule_fields = {one.name: one for one in fields(Rules) if one.name not in _INHERITED}
-    values = _read(name, text, "rules", rules_table, rule_fields)
-    rules = Rules(top["enterprise_id"], top.get("utc_offset_min", 480), **values)
-    if rules.list_reduced_ms < rules.list_normal_ms:
-        line = _line_of(text, "rules", "list_reduced_ms")
-        raise ConfigError(f"{name}, line {line}: list_reduced_ms is below list_normal_ms ({rules.list_normal_ms})")
-    return TerminalConfig(**top, rules=rules)
+    every = {section for sections in _SECTIONS.values() for section in sections}
+    sections = {section: table.pop(section) for section in every & table.keys()}
+    top = _read(name, text, "", table)
+    kind: Kind = top["kind"]
+    foreign = sections.keys() - set(_SECTIONS[kind])
+    if "holidays" in top and kind is not Kind.ACCESS:
+        foreign.add("holidays")
+    if foreign:
+        word = min(foreign)
+        line = max(_line_of(text, "", word), *(_line_of(text, s, "") for s in (word, f"{word}.1")))
+        raise ConfigError(f"{name}, line {line}: {word} is no setting of {kind.value} terminals")
+    weeks = _weeks(name, text, sections)
+    if kind is Kind.ACCESS:
+        return TerminalConfig(**top, rules=_top_rules(top), doors=_doors(name, text, sections, top, weeks))
+    if kind is Kind.ATTENDANCE:
+        return TerminalConfig(**top, rules=_top_rules(top), punches=_punches(name, text, sections, top, weeks))
+    return TerminalConfig(**top, rules=_rules(name, text, sections, top))
+
+
+def _top_rules(top: dict[str, Any]) -> Rules:
+    return Rules(top["enterprise_id"], top.get("utc_offset_min", 480))
+
+
+# --- the schema --------------------------------------------------------------------------------------------------
+
+
+def _schema_of(name: str, kind: str) -> dict[str, Any]:
+    """What :func:`_convert` takes for a field, as JSON schema; dates are texts there."""
+    low, high = _RANGES.get(name, _FEN)
+    number = {"type": "integer", "minimum": low, "maximum": high}
+    if name == "groups" or kind == "frozenset[int]":
+        return {"type": "array", "items": number}
+    if kind == "frozenset[date]":
+        return {"type": "array", "items": _schema_of(name, "date")}
+    if kind.startswith("Week"):
+        return {"type": "integer", "minimum": 1, "maximum": _NUMBERED["weeks"], "description": "a section [weeks.N]"}
+    if kind.startswith("int"):
+        return number
+    if kind.startswith("date"):
+        return {"type": "string", "format": "date"}
+    if options := _ENUMS.get(kind):
+        return {"type": "string", "enum": [option.value for option in options]}
+    others: dict[str, dict[str, Any]] = {
+        "bool": {"type": "boolean"},
+        "Path": {"type": "string", "minLength": 1},
+        "bytes": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
+        "str": {"type": "string"},
+    }
+    return others[kind]
+
+
+def _schema_section(settings: Mapping[str, Field[Any]]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {key: _schema_of(key, str(one.type)) for key, one in settings.items()},
+        "required": [key for key, one in settings.items() if one.default is MISSING and one.default_factory is MISSING],
+        "additionalProperties": False,
+    }
+
+
+def schema(kind: Kind) -> dict[str, Any]:
+    """The JSON schema (2020-12) of a kind's file, made from the tables that read it."""
+    hours = {"type": "array", "items": {"type": "string", "pattern": f"^{_HOURS}$"}}
+    week = {
+        "type": "object",
+        "properties": dict.fromkeys(("daily", *_DAYS), hours),
+        "additionalProperties": False,
+    }
+    top = _schema_section({key: one for key, one in _settings("").items() if key != "holidays" or kind is Kind.ACCESS})
+    top["properties"]["kind"] = {"const": kind.value}
+    for section in _SECTIONS[kind]:
+        one = week if section == "weeks" else _schema_section(_settings(section))
+        if section in _NUMBERED:
+            one = {"type": "object", "patternProperties": {"^[1-9][0-9]*$": one}, "additionalProperties": False}
+        top["properties"][section] = one
+    if kind is Kind.ACCESS:
+        top["properties"]["doors"]["minProperties"] = 1
+        top["required"].append("doors")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"onecard terminal: {kind.value}",
+        **top,
+    }
 
 
 def load(path: Path) -> TerminalConfig:

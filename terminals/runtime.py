@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cardlib.apdu import SW
 from cardlib.errors import (
@@ -42,11 +42,13 @@ from cardlib.purse import CardSession, MoneyRequest, identify, open_application,
 from cardlib.records import Outcome, Transaction, local_when
 from cardlib.sam import Host, Sam
 from cardlib.transport import Transport
-from terminals.config import TerminalConfig
 from terminals.journal import Job, JobState, Journal, LegState
 from terminals.policy import Facts, Operation, counted, decide, local_time, uncounted
 from terminals.reasons import BY_CODE, Reason
 from terminals.screen import Notice, Say, Screen
+
+if TYPE_CHECKING:  # the configuration knows the rules of every kind of terminal
+    from terminals.config import TerminalConfig
 
 COUNTERS_FILE, COUNTERS_RECORD = 0x0017, 1
 MAX_SALE = 64

@@ -150,6 +150,8 @@ OPEN = {
     "terminal diagnose": "the terminal checks the installer's token",
     "terminal provision": "the terminal checks the installer's token",
     "terminal report": "the terminal checks the installer's token",
+    "terminal run": "the terminal's own: its SAM is its authority",
+    "terminal schema": "says what a file may hold",
 }
 
 
@@ -187,6 +189,8 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "terminal diagnose": _LINE,
     "terminal provision": ["--plan", "site.toml", "--identity", "an.key"],
     "terminal report": ["record", "--plan", "site.toml", "--identity", "an.key"],
+    "terminal run": _TILL,
+    "terminal schema": ["pos"],
 }
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import tomllib
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cardlib.errors import ConfigError
-from terminals.config import Kind, load, parse
+from terminals.attendance import Mode
+from terminals.config import Kind, load, parse, schema
+from terminals.doors import AntiPassback, Week
 from terminals.policy import PurseOrder, Rules
 
 GOOD = f"""version = 3
@@ -53,7 +58,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         ("version = 3", "version = 0", 1, "between 1"),
         ("version = 3", "version = 3.5", 1, "whole number"),
         ("version = 3", "version = true", 1, "whole number"),
-        ('kind = "pos"', 'kind = "tram"', 2, "pos, recharge"),
+        ('kind = "pos"', 'kind = "tram"', 2, "pos, access, attendance, recharge, issuing"),
         ("enterprise_id = 1001", "enterprise_id = 4294967296", 3, "between"),
         ("journal =", "jurnal =", 4, "did you mean journal"),
         ('lists = "/var/lib/onecard/lists.db"', 'lists = ""', 5, "file name"),
@@ -109,3 +114,156 @@ def test_no_text_raises_anything_else(text: str) -> None:
     for whole in (text, GOOD + text, "version = " + text):
         with contextlib.suppress(ConfigError):
             parse(whole)
+
+
+# --- every kind --------------------------------------------------------------------------------------------------
+
+PAGES = Path(__file__).parent.parent.parent / "docs" / "terminals"
+EXAMPLES = {kind: (PAGES / f"{kind.value}.toml").read_text() for kind in Kind}
+
+
+def objections(value: Any, wanted: dict[str, Any], at: str = "") -> list[str]:
+    """What a JSON schema has against a value: the words of 2020-12 that our schemas use, and no others."""
+    found = []
+    match wanted.get("type"):
+        case "integer":
+            if type(value) is not int or not wanted["minimum"] <= value <= wanted["maximum"]:
+                found.append(f"{at}: {value!r}")
+        case "boolean":
+            found += [] if type(value) is bool else [f"{at}: {value!r}"]
+        case "array":
+            assert isinstance(value, list), at
+            found += [one for item in value for one in objections(item, wanted["items"], at)]
+        case "object":
+            assert isinstance(value, dict), at
+            numbered = wanted.get("patternProperties", {})
+            assert wanted["additionalProperties"] is False
+            found += [f"{at}: {key} is missing" for key in wanted.get("required", []) if key not in value]
+            found += [f"{at}: too few"] if len(value) < wanted.get("minProperties", 0) else []
+            for key, item in value.items():
+                rules = [wanted["properties"][key]] if key in wanted.get("properties", {}) else []
+                rules += [rule for pattern, rule in numbered.items() if re.search(pattern, key)]
+                found += [] if rules else [f"{at}.{key} is unknown"]
+                found += [one for rule in rules for one in objections(item, rule, f"{at}.{key}")]
+        case "string":
+            text = value.isoformat() if wanted.get("format") == "date" and type(value) is date else value
+            good = isinstance(text, str) and re.search(wanted.get("pattern", ""), text)
+            good = good and text in wanted.get("enum", [text]) and len(text) >= wanted.get("minLength", 0)
+            found += [] if good else [f"{at}: {value!r}"]
+        case other:
+            assert other is None
+            found += [] if value == wanted["const"] else [f"{at}: {value!r}"]
+    return found
+
+
+def agree(text: str) -> None:
+    """What is accepted is accepted by its schema too; a file of a known kind the schema refuses is refused."""
+    try:
+        kind = parse(text).kind
+    except ConfigError:
+        return
+    assert not objections(tomllib.loads(text), schema(kind))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_documented_example_is_whole_and_accepted(kind: Kind) -> None:
+    """Each kind's example is read, its schema agrees, and it shows every setting that the schema has."""
+    table, wanted = tomllib.loads(EXAMPLES[kind]), schema(kind)
+    assert parse(EXAMPLES[kind]).kind is kind
+    assert not objections(table, wanted)
+    for key, one in wanted["properties"].items():
+        assert key in table
+        numbered = one.get("patternProperties", {"": one})
+        first = table[key].get("1", table[key]) if isinstance(table[key], dict) else {}
+        settings = next(iter(numbered.values())).get("properties", {}).keys()
+        assert first.keys() == settings - ({"holiday"} if kind is Kind.ATTENDANCE else set())
+
+
+def test_an_access_terminal_has_doors_with_hours() -> None:
+    """Weeks, holidays, groups and all else land in the rules of each door."""
+    config = parse(EXAMPLES[Kind.ACCESS])
+    one, two = config.doors[1], config.doors[2]
+    assert (one.door, one.zone_inside, one.groups, one.interlock) == (1, 10, 0b110, frozenset({2}))
+    assert (one.anti_passback, one.first_card, one.utc_offset_min) == (AntiPassback.HARD, True, 480)
+    assert one.holidays == {date(2026, 10, 1), date(2026, 10, 2)}
+    assert one.pin_hours == Week.daily((0, 360), (1320, 1440))
+    assert one.schedules[1].days[0] == ((390, 1170),)
+    assert one.schedules[1].days[4:] == (((420, 1440),), (), (), ((540, 720),))
+    assert (two.groups, two.pin_hours, two.schedules) == (2**64 - 1, None, one.schedules)
+
+
+def test_an_attendance_terminal_has_punch_rules() -> None:
+    """Mode and hours land in the rules of punches."""
+    rules = parse(EXAMPLES[Kind.ATTENDANCE]).punches
+    assert (rules.mode, rules.repeat_ms, rules.utc_offset_min) == (Mode.HOURS, 60_000, 480)
+    assert rules.coming is not None
+    assert rules.coming.days[0] == ((390, 1170),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "at", "says"),
+    [
+        (Kind.ACCESS, '"06:30-19:30"', '"6:30-19:30"', "monday =", "hours look like"),
+        (Kind.ACCESS, '"06:30-19:30"', '"22:00-06:00"', "monday =", "ends before it begins"),
+        (Kind.ACCESS, '"06:30-19:30"', "630", "monday =", "hours look like"),
+        (Kind.ACCESS, '["06:30-19:30"]', '"06:30-19:30"', "monday =", "a list of hours"),
+        (Kind.ACCESS, "monday", "mondays", "mondays =", "no such day"),
+        (Kind.ACCESS, "pin_hours = 2", "pin_hours = 3", "pin_hours =", "[weeks.N]"),
+        (Kind.ACCESS, "pin_hours = 2", "pin_hours = true", "pin_hours =", "[weeks.N]"),
+        (Kind.ACCESS, "groups = [1, 2]", "groups = [64]", "groups =", "between 0 and 63"),
+        (Kind.ACCESS, "groups = [1, 2]", "groups = 3", "groups =", "a list of numbers"),
+        (Kind.ACCESS, "interlock = [2]", "interlock = [3]", "interlock =", "no other door"),
+        (Kind.ACCESS, "interlock = [2]", "interlock = [1]", "interlock =", "no other door"),
+        (Kind.ACCESS, '"hard"', '"strict"', "anti_passback =", "soft, hard"),
+        (Kind.ACCESS, "[2026-10-01,", "[3,", "holidays =", "a date like"),
+        (Kind.ACCESS, "zone_inside = 11", "", "[doors.2]", "zone_inside is missing"),
+        (Kind.ACCESS, "zone_inside = 11", "zone_inside = 65536", "zone_inside = 65536", "between"),
+        (Kind.ACCESS, "[doors.2]", "[doors.0]", "[doors.0]", "N from 1"),
+        (Kind.ACCESS, "[doors.2]", "[doors.left]", "[doors.left]", "N from 1"),
+        (Kind.ACCESS, "[doors.2]", "[rules]", "[rules]", "no setting of access"),
+        (Kind.ATTENDANCE, "[punches]", "[punches]\nways = 3", "ways =", "no such setting"),
+        (Kind.ATTENDANCE, '"hours"', '"pair"', "mode =", "go with mode hours"),
+        (Kind.ATTENDANCE, "\ncoming = 1", "\ncoming = 9", "coming =", "[weeks.N]"),
+        (
+            Kind.ATTENDANCE,
+            "[weeks.1]",
+            "[doors.1]\nzone_inside = 1\n[weeks.1]",
+            "[doors.1]",
+            "no setting of attendance",
+        ),
+        (Kind.POS, "[rules]", "holidays = []\n[rules]", "holidays =", "no setting of pos"),
+        (Kind.ISSUING, "merchant", "\nmerchants", "merchants =", "did you mean merchant"),
+    ],
+)
+def test_each_mistake_of_each_kind_is_named_with_its_line(kind: Kind, old: str, new: str, at: str, says: str) -> None:
+    """What is wrong in doors, weeks and punches is named with the line where it stands."""
+    text = EXAMPLES[kind].replace(old, new, 1)
+    assert text != EXAMPLES[kind]
+    line = next(number for number, one in enumerate(text.splitlines(), 1) if one.startswith(at))
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert f"line {line}:" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_an_access_terminal_without_doors_is_none() -> None:
+    """A file that fits no door is refused, by its schema too."""
+    text = EXAMPLES[Kind.ACCESS].partition("[doors.1]")[0]
+    with pytest.raises(ConfigError, match=r"\[doors.1\]"):
+        parse(text)
+    assert objections(tomllib.loads(text), schema(Kind.ACCESS))
+
+
+@given(st.data())
+def test_whatever_is_accepted_fits_its_schema(data: st.DataObject) -> None:
+    """Examples with lines lost, doubled, or with other values: accepted ones have no objection of the schema."""
+    lines = EXAMPLES[data.draw(st.sampled_from(Kind))].splitlines()
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(lines) - 1))
+        name = lines[at].partition("=")[0]
+        value = data.draw(
+            st.sampled_from(["0", "1", "-1", "70", "70000", '"pair"', "[]", "[1]", "true", '["01:00-02:00"]'])
+        )
+        lines[at] = data.draw(st.sampled_from(["", f"{name}= {value}", lines[at]]))
+    with contextlib.suppress(ConfigError):
+        agree("\n".join(lines))
