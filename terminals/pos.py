@@ -31,11 +31,11 @@ class Pos(Terminal):
         same card must come again (call again with the same ``sale``), TransportError when nothing happened.
         """
         charge = amount if isinstance(amount, Charge) else Charge((amount,))
-        if receipt := self.known(sale, self._asked_before(sale, charge)):
+        if receipt := self.known_sale(sale, charge):
             return receipt
         with self.tap(card) as tap:
             half = self.resolve(tap, lambda job: job.operation is Operation.PAY and job.sale == sale != "")
-            if receipt := self.known(sale, self._asked_before(sale, charge), recovered=True):
+            if receipt := self.known_sale(sale, charge, recovered=True):
                 return receipt
             if half is not None:
                 self.require(self.facts(Operation.FINISH, tap, half.amount_fen - half.committed_fen))
@@ -44,6 +44,10 @@ class Pos(Terminal):
             if waits is not None and waits.waiting:
                 raise Reason.PENDING_OTHER_CARD.refusal(f"sale {sale} was begun with another card")
             return self._charge(tap, charge, sale, pin)
+
+    def known_sale(self, sale: str, charge: Charge, *, recovered: bool = False) -> Receipt | None:
+        """What a sale number gave before, without a card; None when it moved no money. Raises as :meth:`known`."""
+        return self.known(sale, self._asked_before(sale, charge), recovered=recovered)
 
     def _asked_before(self, sale: str, charge: Charge) -> int:
         """What a sale number was asked for if this charge is the same: at its time's prices, by any discount."""
