@@ -13,6 +13,25 @@ list_root_key = "…64 hex digits…"
 payment_limit_fen = 5000
 purse_order = "subsidy_first"
 
+[prices]                        # pos, as are discounts, period and menu
+unit_fen = 50                   # a charge by count
+timed_fen = 7                   # water: each timed_step_s begun
+
+[discounts]
+3 = 80                          # cards of group 3 (0 to 15) pay 80 %
+
+[[period]]                      # up to 8, numbered from 1 as they stand here
+name = "lunch"
+from = "11:00"
+until = "13:00"
+price_fen = 1200
+times = 1
+
+[[menu]]                        # up to 2 000
+code = "101"
+name = "rice"
+price_fen = 150
+
 holidays = [2026-10-01]         # access, above all sections: these days have the hours named holiday
 
 [weeks.1]                       # access and attendance: hours; the number is the schedule that cards name
@@ -48,6 +67,7 @@ from cardlib.errors import ConfigError
 from terminals.attendance import Mode, PunchRules
 from terminals.doors import AntiPassback, DoorRules, Hours, Week
 from terminals.policy import DAY_MS, MAX_AMOUNT_FEN, PurseOrder, Rules
+from terminals.prices import GROUPS, MAX_ITEMS, MAX_PERCENT, MAX_PERIODS, Item, Period, Prices
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -108,12 +128,15 @@ _RANGES: dict[str, tuple[int, int]] = {
     "held_ms": (0, DAY_MS),
     "repeat_ms": (0, DAY_MS),
     "pair_within_ms": (1, DAY_MS),
+    "timed_step_s": (1, 86_400),
+    "times": (1, 255),
+    "discount": (0, MAX_PERCENT),
 }
 _FEN = (0, MAX_AMOUNT_FEN)
-_INHERITED = {"enterprise_id", "utc_offset_min"}  # a rule's copy of what stands at the top
+_INHERITED = {"enterprise_id", "utc_offset_min", "prices"}  # a rule's copy of what stands elsewhere
 _ENUMS: dict[str, type[Enum]] = {"PurseOrder": PurseOrder, "Kind": Kind, "AntiPassback": AntiPassback, "Mode": Mode}
 _SECTIONS: dict[Kind, tuple[str, ...]] = {
-    Kind.POS: ("rules",),
+    Kind.POS: ("rules", "prices", "discounts", "period", "menu"),
     Kind.ACCESS: ("weeks", "doors"),
     Kind.ATTENDANCE: ("weeks", "punches"),
     Kind.RECHARGE: ("rules",),
@@ -123,12 +146,20 @@ _NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
 """Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "holiday")
 _HOURS = r"([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)"
+_PRICES = ("refuse_outside", "unit_fen", "timed_fen", "timed_step_s")
+_PERIOD = {"name": "str", "from": "clock", "until": "clock", "price_fen": "int", "times": "int", "limit_fen": "int"}
+_ITEM = {"code": "code", "name": "str", "price_fen": "int"}
+_OPTIONAL = {"period": {"price_fen", "times", "limit_fen"}, "menu": set[str]()}
+_GROUP_KEYS = {str(group): group for group in range(GROUPS)}
+MAX_NAME = 32
 
 
 def _settings(section: str) -> dict[str, Field[Any]]:
     """What may stand in a section; the empty one is the top."""
     if section == "":
         return {one.name: one for one in fields(TerminalConfig) if one.name not in {"rules", "doors", "punches"}}
+    if section == "prices":
+        return {one.name: one for one in fields(Prices) if one.name in _PRICES}
     owner: type[Rules | DoorRules | PunchRules] = {"rules": Rules, "doors": DoorRules, "punches": PunchRules}[section]
     others = _INHERITED | {"door", "schedules", "holidays"}  # the section's number, all weeks, the top's
     return {one.name: one for one in fields(owner) if one.name not in others}
@@ -138,7 +169,7 @@ def _line_of(text: str, section: str, key: str) -> int:
     """The line where a key of a section stands; the section's own line, or 1, when it is missing."""
     here, found = "", 1
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([\w.]+)\s*\]", line):
+        if header := re.match(r"\s*\[\[?\s*([\w.]+)\s*\]", line):
             here = header[1]
             found = number if here == section else found
         elif here == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
@@ -294,10 +325,14 @@ def _doors(
 
 def _rules(name: str, text: str, table: dict[str, Any], top: dict[str, Any]) -> Rules:
     values = _read(name, text, "rules", _section(name, text, table, "rules"))
-    rules = Rules(top["enterprise_id"], top.get("utc_offset_min", 480), **values)
+    prices = _prices(name, text, table)
+    rules = Rules(top["enterprise_id"], top.get("utc_offset_min", 480), prices=prices, **values)
     if rules.list_reduced_ms < rules.list_normal_ms:
         line = _line_of(text, "rules", "list_reduced_ms")
         raise ConfigError(f"{name}, line {line}: list_reduced_ms is below list_normal_ms ({rules.list_normal_ms})")
+    if prices.periods and rules.day_count is not None:
+        line = _line_of(text, "rules", "day_count")
+        raise ConfigError(f"{name}, line {line}: day_count: cards count meals where there are periods: set their times")
     return rules
 
 
@@ -307,6 +342,111 @@ def _punches(name: str, text: str, table: dict[str, Any], top: dict[str, Any], w
         return PunchRules(**values, utc_offset_min=top.get("utc_offset_min", 480))
     except ConfigError as e:
         raise ConfigError(f"{name}, line {_line_of(text, 'punches', 'mode')}: {e}") from e
+
+
+def _entry_line(text: str, section: str, index: int, key: str) -> int:
+    """The line of a key in the entry ``index`` of ``[[section]]``; the entry's own line when it is missing."""
+    here, found = -1, _line_of(text, "", section)
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\[?\s*([\w.]+)\s*\]", line):
+            if here == index:
+                break
+            here += header[1] == section
+            found = number if here == index else found
+        elif here == index and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return found
+
+
+def _entry_value(key: str, wanted: Mapping[str, str], entry: Mapping[str, object]) -> Any:  # noqa: ANN401  # text or number
+    if key not in wanted:
+        close = difflib.get_close_matches(key, wanted, 1)
+        raise ValueError("no such setting" + (f", did you mean {close[0]}?" if close else ""))
+    if key not in entry:
+        raise ValueError("it is missing")
+    kind, value = wanted[key], entry[key]
+    if kind == "int":
+        return _integer(key, value)
+    if type(value) is not str:
+        raise ValueError(f"a text in quotes belongs here, not {value!r}")
+    if kind == "clock":
+        if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):
+            raise ValueError(f"a time like 06:30 belongs here, not {value!r}")
+        return int(value[:2]) * 60 + int(value[3:])
+    if kind == "code" and not re.fullmatch(r"[0-9A-Za-z]{1,16}", value):
+        raise ValueError("1 to 16 digits and letters belong here")
+    if not value.strip() or len(value) > MAX_NAME or not value.isprintable():
+        raise ValueError(f"1 to {MAX_NAME} printable characters belong here")
+    return value
+
+
+def _entries(
+    name: str, text: str, table: dict[str, Any], section: str, wanted: Mapping[str, str], limit: int
+) -> list[dict[str, Any]]:
+    """The entries of ``[[section]]``. Raises ConfigError with the line of what is wrong."""
+    entries, read = table.pop(section, []), []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{name}, line {_line_of(text, section, section)}: {section} is a list: [[{section}]]")
+    if len(entries) > limit:
+        raise ConfigError(f"{name}, line {_entry_line(text, section, limit, '')}: {section}: at most {limit} of them")
+    for index, entry in enumerate(entries):
+        values: dict[str, Any] = {}
+        missing = [key for key in wanted if key not in entry and key not in _OPTIONAL[section]]
+        for key in (*entry, *missing):
+            try:
+                values[key] = _entry_value(key, wanted, entry)
+            except ValueError as e:
+                raise ConfigError(f"{name}, line {_entry_line(text, section, index, key)}: {section} {key}: {e}") from e
+        read.append(values)
+    return read
+
+
+def _unlike(name: str, text: str, section: str, key: str, entries: list[dict[str, Any]]) -> None:
+    seen: set[str] = set()
+    for index, entry in enumerate(entries):
+        if entry[key] in seen:
+            line = _entry_line(text, section, index, key)
+            raise ConfigError(f"{name}, line {line}: {section} {key}: {entry[key]!r} stands there twice")
+        seen.add(entry[key])
+
+
+def _periods(name: str, text: str, table: dict[str, Any]) -> tuple[Period, ...]:
+    entries = _entries(name, text, table, "period", _PERIOD, MAX_PERIODS)
+    _unlike(name, text, "period", "name", entries)
+    periods: list[Period] = []
+    for index, entry in enumerate(entries):
+        start_min, end_min = entry.pop("from"), entry.pop("until")
+        period = Period(index + 1, start_min=start_min, end_min=end_min, **entry)
+        for other in periods:
+            if other.covers(start_min) or period.covers(other.start_min):
+                line = _entry_line(text, "period", index, "from")
+                raise ConfigError(f"{name}, line {line}: period from: {period.name} and {other.name} overlap")
+        periods.append(period)
+    return tuple(periods)
+
+
+def _discounts(name: str, text: str, table: dict[str, Any]) -> tuple[int, ...]:
+    percents = [100] * GROUPS
+    for key, value in _section(name, text, table, "discounts").items():
+        try:
+            percents[_GROUP_KEYS[key]] = _integer("discount", value)
+        except KeyError as e:
+            line = _line_of(text, "discounts", key)
+            raise ConfigError(f"{name}, line {line}: {key}: groups are 0 to {GROUPS - 1}") from e
+        except ValueError as e:
+            raise ConfigError(f"{name}, line {_line_of(text, 'discounts', key)}: {key}: {e}") from e
+    return tuple(percents)
+
+
+def _prices(name: str, text: str, table: dict[str, Any]) -> Prices:
+    """What is sold: taken out of the table's sections prices, discounts, period and menu."""
+    values = _read(name, text, "prices", _section(name, text, table, "prices"))
+    menu = _entries(name, text, table, "menu", _ITEM, MAX_ITEMS)
+    _unlike(name, text, "menu", "code", menu)
+    return Prices(
+        _periods(name, text, table), items=tuple(Item(**entry) for entry in menu),
+        discounts=_discounts(name, text, table), **values,
+    )  # fmt: skip
 
 
 def parse(text: str, name: str = "configuration") -> TerminalConfig:
@@ -375,6 +515,33 @@ def _schema_section(settings: Mapping[str, Field[Any]]) -> dict[str, Any]:
     }
 
 
+def _schema_list(section: str, wanted: Mapping[str, str], limit: int) -> dict[str, Any]:
+    """What :func:`_entries` takes."""
+    kinds: dict[str, dict[str, Any]] = {
+        "str": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+        "clock": {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"},
+        "code": {"type": "string", "pattern": "^[0-9A-Za-z]{1,16}$"},
+    }
+    entry = {
+        "type": "object",
+        "properties": {key: kinds[kind] if kind in kinds else _schema_of(key, kind) for key, kind in wanted.items()},
+        "required": [key for key in wanted if key not in _OPTIONAL[section]],
+        "additionalProperties": False,
+    }
+    return {"type": "array", "maxItems": limit, "items": entry}
+
+
+_LISTED: dict[str, dict[str, Any]] = {
+    "period": _schema_list("period", _PERIOD, MAX_PERIODS),
+    "menu": _schema_list("menu", _ITEM, MAX_ITEMS),
+    "discounts": {
+        "type": "object",
+        "properties": dict.fromkeys(_GROUP_KEYS, _schema_of("discount", "int")),
+        "additionalProperties": False,
+    },
+}
+
+
 def schema(kind: Kind) -> dict[str, Any]:
     """The JSON schema (2020-12) of a kind's file, made from the tables that read it."""
     hours = {"type": "array", "items": {"type": "string", "pattern": f"^{_HOURS}$"}}
@@ -386,7 +553,8 @@ def schema(kind: Kind) -> dict[str, Any]:
     top = _schema_section({key: one for key, one in _settings("").items() if key != "holidays" or kind is Kind.ACCESS})
     top["properties"]["kind"] = {"const": kind.value}
     for section in _SECTIONS[kind]:
-        one = week if section == "weeks" else _schema_section(_settings(section))
+        whole = {"weeks": week, **_LISTED}
+        one = whole[section] if section in whole else _schema_section(_settings(section))
         if section in _NUMBERED:
             one = {"type": "object", "patternProperties": {"^[1-9][0-9]*$": one}, "additionalProperties": False}
         top["properties"][section] = one

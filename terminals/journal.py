@@ -500,6 +500,11 @@ class Journal:
         proven = all(leg.proven for leg in job.committed)
         return job, LastPayment(job.card_serial, job.utc_ms, job.shift, proven, undone)
 
+    def undo_of(self, paid: Job) -> Job | None:
+        """The undo of a payment, unless it came to nothing."""
+        found = self._jobs("undo_of = ? AND state <> 'void' ORDER BY id DESC LIMIT 1", paid.id)
+        return found[0] if found else None
+
     def last_paid_ms(self, card_serial: bytes) -> int | None:
         """When this card last paid here and was not given its money back."""
         sql = (
@@ -610,6 +615,11 @@ class Journal:
     def shift(self) -> int | None:
         """Number of the open shift."""
         return self.standing().shift
+
+    @property
+    def last_shift(self) -> int:
+        """Number of the newest shift, open or closed; 0 before the first."""
+        return int(self._one("SELECT shifts FROM head")[0])
 
     def open_shift(self, operator: str) -> int:
         """Open the next shift and return its number. Raises Conflict when one is open."""

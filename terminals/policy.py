@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import Enum, unique
 
 from cardlib.profile import DayCounters, Purse
+from terminals.prices import NO_PRICES, Period, Prices, period_at
 from terminals.reasons import Reason
 
 NEVER_SET_MS = 1_735_689_600_000
@@ -79,6 +80,7 @@ class Rules:
     collect_within_ms: int | None = None
     balance_expires: date | None = None
     serve_others_while_pending: bool = True
+    prices: Prices = NO_PRICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,10 @@ class Facts:
 
     ``listed`` is the reason class of the blacklist (None: not listed); ``list_created_ms`` the list's age;
     ``clock_floor_ms`` the newest of journal record and signed file; ``last_paid_ms`` when this card paid here last;
-    ``oldest_uncollected_ms`` the time of the oldest record nobody fetched; ``day_times`` and ``day_spent_fen``
-    the card's counters, already zero when they are of another day.
+    ``oldest_uncollected_ms`` the time of the oldest record nobody fetched; ``times`` and
+    ``period_spent_fen`` are the card's counters of the meal period (without periods, of the day) and
+    ``day_spent_fen`` that of the day, already zero when they are of another. ``unpriced``: why nothing can be
+    asked for; ``free``: a discount left nothing to pay.
     """
 
     operation: Operation
@@ -116,10 +120,13 @@ class Facts:
     shift: int | None = None
     balances_fen: tuple[int, int] = (0, 0)  # subsidy, main
     load_purse: Purse = Purse.MAIN
-    day_times: int = 0
+    times: int = 0
+    period_spent_fen: int = 0
     day_spent_fen: int = 0
     last_paid_ms: int | None = None
     pin_verified: bool = False
+    unpriced: Reason | None = None
+    free: bool = False
     last: LastPayment | None = None
 
 
@@ -161,26 +168,34 @@ def split(
     return tuple(legs)
 
 
-def counted(counters: DayCounters, day: date, amount_fen: int, times: int = 1) -> DayCounters:
-    """The card's counters after a payment on ``day``; those of another day start anew, full ones stay full."""
+def counted(counters: DayCounters, day: date, amount_fen: int, times: int = 1, meal: int = 0) -> DayCounters:
+    """The card's counters after a payment on ``day``; those of another day start anew, full ones stay full.
+
+    Times and spent are the meal's and start anew with the next one; a payment outside every meal (0) leaves them,
+    else a coffee between two lunches would free the second.
+    """
     if counters.day != day:
-        counters = DayCounters.of(day)
+        counters = DayCounters.of(day, meal)
+    elif meal and counters.meal != meal:
+        counters = replace(counters, meal=meal, times=0, spent_fen=0)
+    same = counters.meal == meal
     return replace(
         counters,
-        times=min(0xFF, counters.times + times),
-        spent_fen=min(0xFFFFFFFF, counters.spent_fen + amount_fen),
+        times=min(0xFF, counters.times + times * same),
+        spent_fen=min(0xFFFFFFFF, counters.spent_fen + amount_fen * same),
         day_spent_fen=min(0xFFFFFFFF, counters.day_spent_fen + amount_fen),
     )
 
 
-def uncounted(counters: DayCounters, day: date, amount_fen: int, times: int = 1) -> DayCounters:
-    """The counters after a payment of ``day`` was undone; those of another day stay."""
+def uncounted(counters: DayCounters, day: date, amount_fen: int, times: int = 1, meal: int = 0) -> DayCounters:
+    """The counters after a payment of ``day`` was undone; those of another day or meal stay."""
     if counters.day != day:
         return counters
+    same = counters.meal == meal
     return replace(
         counters,
-        times=max(0, counters.times - times),
-        spent_fen=max(0, counters.spent_fen - amount_fen),
+        times=max(0, counters.times - times * same),
+        spent_fen=max(0, counters.spent_fen - amount_fen * same),
         day_spent_fen=max(0, counters.day_spent_fen - amount_fen),
     )
 
@@ -243,8 +258,22 @@ def _valid(facts: Facts, rules: Rules, now_ms: int) -> Reason | None:
 # --- rules: the amount -------------------------------------------------------------------------------------------
 
 
+def _period_now(rules: Rules, now_ms: int) -> Period | None:
+    return period_at(rules.prices.periods, local_time(now_ms, rules.utc_offset_min)) if rules.prices.periods else None
+
+
+def _in_period(_: Facts, rules: Rules, now_ms: int) -> Reason | None:
+    closed = rules.prices.periods and rules.prices.refuse_outside and _period_now(rules, now_ms) is None
+    return Reason.OUTSIDE_PERIOD if closed else None
+
+
+def _priced(facts: Facts, _: Rules, __: int) -> Reason | None:
+    return facts.unpriced
+
+
 def _amount(facts: Facts, _: Rules, __: int) -> Reason | None:
-    return None if 0 < facts.amount_fen <= MAX_AMOUNT_FEN else Reason.AMOUNT_INVALID
+    lowest = 0 if facts.free else 1
+    return None if lowest <= facts.amount_fen <= MAX_AMOUNT_FEN else Reason.AMOUNT_INVALID
 
 
 def _not_repeated(facts: Facts, rules: Rules, now_ms: int) -> Reason | None:
@@ -260,9 +289,17 @@ def _payment_limit(facts: Facts, rules: Rules, now_ms: int) -> Reason | None:
     return Reason.PAYMENT_LIMIT if limit is not None and facts.amount_fen > limit else None
 
 
-def _day_count(facts: Facts, rules: Rules, _: int) -> Reason | None:
-    reached = rules.day_count is not None and facts.day_times >= rules.day_count
-    return Reason.COUNT_LIMIT if reached else None
+def _count(facts: Facts, rules: Rules, now_ms: int) -> Reason | None:
+    period = _period_now(rules, now_ms)
+    limit = period.times if period else rules.day_count
+    return Reason.COUNT_LIMIT if limit is not None and facts.times >= limit else None
+
+
+def _period_limit(facts: Facts, rules: Rules, now_ms: int) -> Reason | None:
+    period = _period_now(rules, now_ms)
+    if period is None or period.limit_fen is None:
+        return None
+    return Reason.PERIOD_LIMIT if facts.period_spent_fen + facts.amount_fen > period.limit_fen else None
 
 
 def _day_limit(facts: Facts, rules: Rules, _: int) -> Reason | None:
@@ -324,8 +361,8 @@ def _proven(facts: Facts, _: Rules, __: int) -> Reason | None:
 _TERMINAL: tuple[Rule, ...] = (_clock, _list_usable, _shift_open)
 _CARD: tuple[Rule, ...] = (_own_card, _not_listed, _valid)
 CHECKS: dict[Operation, tuple[Rule, ...]] = {
-    Operation.PAY: (*_TERMINAL, _collected, *_CARD, _nobody_waits, _amount, _not_repeated, _payment_limit, _day_count,
-                    _day_limit, _balance_valid, _balance, _pin),
+    Operation.PAY: (*_TERMINAL, _collected, *_CARD, _nobody_waits, _in_period, _priced, _amount, _not_repeated,
+                    _payment_limit, _count, _period_limit, _day_limit, _balance_valid, _balance, _pin),
     Operation.FINISH: (*_TERMINAL, *_CARD),
     Operation.UNDO_OFFLINE: (*_TERMINAL, _list_fresh, *_CARD, _undoable, _proven),
     Operation.UNDO_ONLINE: (*_TERMINAL, *_CARD, _undoable),
@@ -339,5 +376,7 @@ def decide(facts: Facts, rules: Rules, now_ms: int) -> Decision:
         if (reason := rule(facts, rules, now_ms)) is not None:
             return Decision(reason)
     if facts.operation is Operation.PAY:
+        if not facts.amount_fen:  # free, and yet counted and recorded: a purchase of nothing
+            return Decision(legs=(Leg(max(rules.purse_order.purses, key=int), 0),))
         return Decision(legs=split(facts.amount_fen, rules.purse_order, facts.balances_fen, rules.minimum_balance_fen))
     return Decision()

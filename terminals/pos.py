@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 
 from cardlib.errors import OneCardError
-from cardlib.profile import Purse
+from cardlib.iso7816 import read_binary
+from cardlib.profile import AccessRights, Purse, load_profile
 from cardlib.purse import balance, composite_debit, debit, load, undo_offline
 from cardlib.transport import Transport
 from terminals.journal import Job, JobState, LegState
 from terminals.policy import Facts, Leg, Operation, decide, local_time
+from terminals.prices import NO_PRICES, Charge, discounted, percent_of, price
 from terminals.reasons import Reason
 from terminals.runtime import UNDOING, Office, Receipt, Tap, Terminal, guarded_host, host_errors
 
@@ -20,18 +22,20 @@ class Pos(Terminal):
     """A till. ``pay`` and ``undo_last`` serve one card; ``serve`` asks for it again until they have ended."""
 
     def pay(
-        self, card: Transport, amount_fen: int, sale: str = "", pin: Callable[[], str | None] | None = None
+        self, card: Transport, amount: int | Charge, sale: str = "", pin: Callable[[], str | None] | None = None
     ) -> Receipt:
-        """Take ``amount_fen`` from the card, by the purses' order, at most once per ``sale`` number.
+        """Take an amount (fen) or what a charge costs from the card, by the purses' order, once per ``sale`` number.
 
+        The card's groups may change what it pays: the receipt says how much that was.
         ``pin`` asks the holder, None when he gives up. Raises Refused with the reason, OutcomeUnknown when the
         same card must come again (call again with the same ``sale``), TransportError when nothing happened.
         """
-        if receipt := self.known(sale, amount_fen):
+        charge = amount if isinstance(amount, Charge) else Charge((amount,))
+        if receipt := self.known_sale(sale, charge):
             return receipt
         with self.tap(card) as tap:
             half = self.resolve(tap, lambda job: job.operation is Operation.PAY and job.sale == sale != "")
-            if receipt := self.known(sale, amount_fen, recovered=True):
+            if receipt := self.known_sale(sale, charge, recovered=True):
                 return receipt
             if half is not None:
                 self.require(self.facts(Operation.FINISH, tap, half.amount_fen - half.committed_fen))
@@ -39,15 +43,49 @@ class Pos(Terminal):
             waits = self.journal.sale(sale) if sale else None
             if waits is not None and waits.waiting:
                 raise Reason.PENDING_OTHER_CARD.refusal(f"sale {sale} was begun with another card")
-            return self._charge(tap, amount_fen, sale, pin)
+            return self._charge(tap, charge, sale, pin)
 
-    def _charge(self, tap: Tap, amount_fen: int, sale: str, pin: Callable[[], str | None] | None) -> Receipt:
+    def known_sale(self, sale: str, charge: Charge, *, recovered: bool = False) -> Receipt | None:
+        """What a sale number gave before, without a card; None when it moved no money. Raises as :meth:`known`."""
+        return self.known(sale, self._asked_before(sale, charge), recovered=recovered)
+
+    def _asked_before(self, sale: str, charge: Charge) -> int:
+        """What a sale number was asked for if this charge is the same: at its time's prices, by any discount."""
+        job = self.journal.sale(sale) if sale else None
+        if job is None or job.state is JobState.OPEN:
+            return 0
+        asked = self._price(charge, job.utc_ms)
+        if isinstance(asked, Reason):
+            raise asked.refusal(f"sale {sale} was for {job.amount_fen} fen")
+        could_be = {discounted(asked, percent) for percent in (100, *self.rules.prices.discounts)}
+        return job.amount_fen if job.amount_fen in could_be else asked
+
+    def _price(self, charge: Charge, utc_ms: int) -> int | Reason:
+        return price(charge, self.rules.prices, local_time(utc_ms, self.rules.utc_offset_min))
+
+    def _percent(self, tap: Tap) -> int:
+        """What the card's groups (0019) pay; the file is read only where there are discounts."""
+        discounts = self.rules.prices.discounts
+        if discounts == NO_PRICES.discounts:
+            return 100
+        rights = AccessRights.decode(read_binary(tap.card, load_profile().file("access").fid))
+        return percent_of(discounts, int.from_bytes(rights.groups, "big"))
+
+    def _charge(self, tap: Tap, charge: Charge, sale: str, pin: Callable[[], str | None] | None) -> Receipt:
         now_ms, counters = self.now_ms(), self.read_counters(tap)
-        today = counters.day == local_time(now_ms, self.rules.utc_offset_min).date()
+        asked, percent = self._price(charge, now_ms), self._percent(tap)
+        unpriced, gross_fen = (asked, 0) if isinstance(asked, Reason) else (None, asked)
+        amount_fen = discounted(gross_fen, percent)
+        day, meal = self.counting_day(now_ms)
+        today = counters.day == day
+        same_meal = today and counters.meal == meal
         facts = replace(
             self.facts(Operation.PAY, tap, amount_fen),
+            unpriced=unpriced,
+            free=gross_fen > 0 and amount_fen == 0,
             balances_fen=(balance(tap.card, Purse.SUBSIDY), balance(tap.card, Purse.MAIN)),
-            day_times=counters.times if today else 0,
+            times=counters.times if same_meal else 0,
+            period_spent_fen=counters.spent_fen if same_meal else 0,
             day_spent_fen=counters.day_spent_fen if today else 0,
             last_paid_ms=self.journal.last_paid_ms(tap.session.factor) if self.rules.repeat_window_ms else None,
         )

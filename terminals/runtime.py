@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -44,6 +45,7 @@ from cardlib.sam import Host, Sam
 from cardlib.transport import Transport
 from terminals.journal import Job, JobState, Journal, LegState
 from terminals.policy import Facts, Operation, counted, decide, local_time, uncounted
+from terminals.prices import counting_day
 from terminals.reasons import BY_CODE, Reason
 from terminals.screen import Notice, Say, Screen
 
@@ -453,19 +455,23 @@ class Terminal:
         """Replace them."""
         update_record(tap.card, COUNTERS_FILE, COUNTERS_RECORD, counters, by_tag=True)
 
+    def counting_day(self, utc_ms: int) -> tuple[date, int]:
+        """Day and meal that a payment of that time counts for."""
+        return counting_day(self.rules.prices.periods, local_time(utc_ms, self.rules.utc_offset_min))
+
     def counters_by_leg(self, job: Job) -> list[bytes]:
         """The record as it must be when 0, 1, 2 legs of a job are done; empty when the job does not count."""
         if job.counters is None:
             return []
         base = DayCounters.decode(job.counters)
-        day = local_time(job.utc_ms, self.rules.utc_offset_min).date()
         sums = list(accumulate(leg.amount_fen for leg in job.legs))
         if job.operation is Operation.PAY:
-            after = [counted(base, day, fen) for fen in sums]
+            day, meal = self.counting_day(job.utc_ms)
+            after = [counted(base, day, fen, meal=meal) for fen in sums]
         else:
-            paid_ms = self.journal.job(job.undo_of or 0).utc_ms
-            day = local_time(paid_ms, self.rules.utc_offset_min).date()
-            after = [uncounted(base, day, fen, times=int(fen == sums[-1])) for fen in sums]
+            day, meal = self.counting_day(self.journal.job(job.undo_of or 0).utc_ms)
+            last = len(sums) - 1
+            after = [uncounted(base, day, fen, int(n == last), meal) for n, fen in enumerate(sums)]
         return [job.counters, *(record.encode() for record in after)]
 
     def settle_counters(self, tap: Tap, job: Job) -> None:

@@ -27,6 +27,7 @@ from terminals.policy import (
     split,
     uncounted,
 )
+from terminals.prices import Period, Prices
 from terminals.reasons import BY_CODE, Reason
 from tests.terminals.test_doors import CASES as DOOR_CASES
 
@@ -34,6 +35,9 @@ NOW = 1_790_000_000_000  # 2026-09-21 in UTC and at +08:00
 CARD = bytes.fromhex("0101000000000123")
 RULES = Rules(1001)
 ALONE = replace(RULES, serve_others_while_pending=False)
+SUPPER = Period(4, "night", 22 * 60, 2 * 60, 800, times=2, limit_fen=1_500)  # NOW is 22:13
+MEALS = replace(RULES, prices=Prices((SUPPER,)))
+LUNCH_ONLY = replace(RULES, prices=Prices((Period(2, "lunch", 660, 780),)))
 LAST = LastPayment(CARD, NOW - 60_000, 7, proven=True)
 PAY = Facts(
     Operation.PAY, CARD, 1001, 1_000, list_created_ms=NOW - 3_600_000, shift=7, balances_fen=(600, 5_000), last=LAST
@@ -58,13 +62,19 @@ CASES: list[tuple[Reason, Facts, Rules]] = [
     (Reason.NOT_YET_VALID, replace(PAY, valid_from=date(2026, 9, 22)), RULES),
     (Reason.EXPIRED, replace(PAY, valid_until=date(2026, 9, 20)), RULES),
     (Reason.PENDING_OTHER_CARD, replace(PAY, pending_other_card=True), ALONE),
+    (Reason.OUTSIDE_PERIOD, PAY, LUNCH_ONLY),
+    (Reason.OUTSIDE_PERIOD, replace(PAY, unpriced=Reason.OUTSIDE_PERIOD), RULES),
+    (Reason.NO_SUCH_ITEM, replace(PAY, unpriced=Reason.NO_SUCH_ITEM), RULES),
+    (Reason.NO_PRICE, replace(PAY, unpriced=Reason.NO_PRICE), MEALS),
+    (Reason.COUNT_LIMIT, replace(PAY, times=2), MEALS),
+    (Reason.PERIOD_LIMIT, replace(PAY, period_spent_fen=501), MEALS),
     (Reason.AMOUNT_INVALID, replace(PAY, amount_fen=0), RULES),
     (Reason.AMOUNT_INVALID, replace(PAY, amount_fen=-1), RULES),
     (Reason.AMOUNT_INVALID, replace(LOAD, amount_fen=100_000_000), RULES),
     (Reason.REPEAT_TAP, replace(PAY, last_paid_ms=NOW - 4_999), replace(RULES, repeat_window_ms=5_000)),
     (Reason.PAYMENT_LIMIT, PAY, replace(RULES, payment_limit_fen=999)),
     (Reason.PAYMENT_LIMIT, replace(PAY, list_created_ms=NOW - 2 * DAY_MS), replace(RULES, reduced_limit_fen=999)),
-    (Reason.COUNT_LIMIT, replace(PAY, day_times=3), replace(RULES, day_count=3)),
+    (Reason.COUNT_LIMIT, replace(PAY, times=3), replace(RULES, day_count=3)),
     (Reason.DAY_LIMIT, replace(PAY, day_spent_fen=4_001), replace(RULES, day_limit_fen=5_000)),
     (Reason.BALANCE_EXPIRED, PAY, replace(RULES, balance_expires=date(2026, 9, 20))),
     (Reason.BALANCE, replace(PAY, amount_fen=5_601), RULES),
@@ -114,7 +124,10 @@ def test_nothing_objects_to_an_ordinary_card(facts: Facts) -> None:
         (replace(PAY, pending_other_card=True), RULES),
         (replace(PAY, last_paid_ms=NOW - 5_000), replace(RULES, repeat_window_ms=5_000)),
         (PAY, replace(RULES, payment_limit_fen=1_000)),
-        (replace(PAY, day_times=2), replace(RULES, day_count=3)),
+        (replace(PAY, times=2), replace(RULES, day_count=3)),
+        (replace(PAY, times=1, period_spent_fen=500), MEALS),
+        (PAY, replace(LUNCH_ONLY, prices=replace(LUNCH_ONLY.prices, refuse_outside=False))),
+        (replace(PAY, amount_fen=0, free=True), RULES),
         (replace(PAY, day_spent_fen=4_000), replace(RULES, day_limit_fen=5_000)),
         (PAY, replace(RULES, balance_expires=date(2026, 9, 21))),
         (replace(PAY, amount_fen=5_600), RULES),
@@ -216,6 +229,27 @@ def test_counters_of_a_day() -> None:
     assert uncounted(once, today, 999, times=5) == DayCounters.of(today)
     full = DayCounters.of(today, 0, 255, 2**32 - 1, 2**32 - 1)
     assert counted(full, today, 1) == full
+
+
+def test_counters_of_a_meal() -> None:
+    """Times and spent are the meal's, the day's sum goes on; a payment outside meals does not free the next lunch."""
+    day = date(2026, 9, 21)
+    lunch = counted(counted(DayCounters.of(day, 1, 3, 900, 900), day, 500, meal=2), day, 100, meal=2)
+    assert lunch == DayCounters.of(day, 2, 2, 600, 1_500)
+    coffee = counted(lunch, day, 50)
+    assert coffee == DayCounters.of(day, 2, 2, 600, 1_550)
+    assert uncounted(coffee, day, 50) == lunch
+    assert uncounted(lunch, day, 900, meal=1) == DayCounters.of(day, 2, 2, 600, 600)
+    assert uncounted(lunch, day, 100, meal=2) == DayCounters.of(day, 2, 1, 500, 1_400)
+
+
+@pytest.mark.parametrize(
+    ("order", "purse"), [(PurseOrder.SUBSIDY_FIRST, Purse.MAIN), (PurseOrder.SUBSIDY_ONLY, Purse.SUBSIDY)]
+)
+def test_a_free_sale_is_a_purchase_of_nothing(order: PurseOrder, purse: Purse) -> None:
+    """What a discount leaves nothing of is still recorded and counted by the card."""
+    free = replace(PAY, amount_fen=0, free=True)
+    assert decide(free, replace(RULES, purse_order=order), NOW).legs == (Leg(purse, 0),)
 
 
 def test_local_day_is_the_enterprise_s() -> None:
