@@ -32,6 +32,8 @@ MAX_UPLOAD = 4 << 20
 """Bytes of one post of punches: more than 60 000 of them."""
 MAX_DROPPED = 64 << 20
 """Bytes of one post of what is not kept, such as photos: it is read and forgotten piece by piece."""
+SMALL = 4096
+"""Bytes of a post that is committed at once, not in a thread."""
 BODY_S = 60
 """An upload that takes longer is given up; its terminal sends it again."""
 MAX_BAD = 1000
@@ -286,7 +288,10 @@ class Server:
             return 200, "OK"
         upload = parse(number, body)
         arguments = (self.db, self.enterprise_id, number, address, query.get("Stamp", ""), upload)
-        await asyncio.to_thread(take, *arguments)
+        if len(body) <= SMALL:  # a hand-over to a thread takes longer than what it would keep from waiting
+            take(*arguments)
+        else:
+            await asyncio.to_thread(take, *arguments)
         return 200, f"OK: {upload.lines}"
 
     def _address(self, request: Request) -> str:
