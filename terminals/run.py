@@ -154,7 +154,9 @@ class PosPost:
         """The payment at the journal's end when the power went just after it: nobody may have seen it."""
         journal = self._pos.journal
         found = journal.last_payment()
-        if found is None or found[1].undone or self._pos.now_ms() - found[1].utc_ms > UNSEEN_MS:
+        if found is None or not found[0].sale or found[1].undone:
+            return None
+        if self._fixed_fen not in (None, found[0].amount_fen) or self._pos.now_ms() - found[1].utc_ms > UNSEEN_MS:
             return None
         return None if journal.entry(journal.last_seq).record == STOPPED else found[0]
 
