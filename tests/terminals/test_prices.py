@@ -12,10 +12,12 @@ from cardlib import iso7816 as iso
 from cardlib.errors import Conflict
 from cardlib.profile import AccessRights, DayCounters, Purpose
 from simulator.card import Card
+from terminals.config import parse
 from terminals.journal import JobState
 from terminals.policy import PurseOrder
 from terminals.prices import Charge, Item, Period, Prices, counting_day, discounted, percent_of, period_at, price
 from terminals.reasons import Reason
+from tests.cardlib.world import ENTERPRISE
 from tests.terminals.shop import NOW, Shop, card_serial, cuts, refused, torn, with_rules
 
 HOUR_MS = 3_600_000
@@ -228,3 +230,30 @@ def test_a_free_meal_torn_anywhere_ends_once(tmp_path: Path) -> None:
         if ended:
             return
     raise AssertionError("the payment never ended")
+
+
+def test_rules_from_a_file_hold_at_the_till(tmp_path: Path) -> None:
+    """What a configuration says is what a card meets: its price and discount today, the expired balance tomorrow."""
+    text = f"""version = 1
+kind = "pos"
+enterprise_id = {ENTERPRISE}
+journal = "j"
+lists = "l"
+list_root_key = "{"00" * 32}"
+[rules]
+balance_expires = 2026-09-21
+[discounts]
+2 = 50
+[[period]]
+name = "night"
+from = "22:00"
+until = "21:00"
+price_fen = 801
+"""
+    shop = Shop(tmp_path, parse(text).rules)
+    card = put_in_groups(shop, shop.new_card(1, 0, 5_000), 0b100)
+    assert shop.pos.pay(card, Charge(meals=1)).amount_fen == 401
+    before = shop.look(card)
+    move_to(shop, 12 * HOUR_MS)
+    assert refused(lambda: shop.pos.pay(card, Charge(meals=1))) == "balance_expired"
+    assert shop.look(card) == before
