@@ -12,9 +12,17 @@ import pytest
 
 import cli
 from backoffice.settlement import Verdict
+from terminals.reasons import Reason
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ["README.md", "docs/administrator.md", "docs/keys.md", "docs/test-rigs.md", "docs/installer.md"]
+PAGES = [
+    "README.md",
+    "docs/administrator.md",
+    "docs/keys.md",
+    "docs/terminals.md",
+    "docs/test-rigs.md",
+    "docs/installer.md",
+]
 NOT_RUN = re.compile(r"^(script/|git clone|\.venv/)", re.MULTILINE)
 """Blocks that set up a machine, run the whole suite, or say where the command is."""
 
@@ -85,6 +93,13 @@ def test_every_verdict_of_settlement_is_explained() -> None:
     text = (ROOT / "docs" / "books.md").read_text(encoding="utf-8")
     table = text.split("## What settlement says of a record")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == {verdict.value for verdict in Verdict}
+
+
+def test_every_refusal_is_explained() -> None:
+    """docs/terminals.md has each reason of the terminals with its words in both languages, and no other."""
+    text = (ROOT / "docs" / "terminals.md").read_text(encoding="utf-8").split("## Why a terminal says no")[1]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(reason.code, reason.zh, reason.en) for reason in Reason]
 
 
 def test_every_exit_code_is_explained() -> None:
