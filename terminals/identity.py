@@ -7,7 +7,6 @@ Private keys stay in files sealed under a passphrase (AES-256-GCM, Argon2id). Be
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cardlib.crypto.signing import SigningKey
 from cardlib.errors import ConfigError, DatabaseError, FormatError, NotFound
 from cardlib.wire.authority import SignedFile, Token
 from console import Hex, Noun, Session, pass_session, require_new, write_new
+from keymgmt import store
 from terminals import config
 from terminals.installer import Installer
 
@@ -56,14 +56,8 @@ def read_file(path: Path, most: int = 1 << 24) -> bytes:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Put a file in its place, whole or not at all and on disk. Raises DatabaseError."""
-    beside = path.with_name(path.name + ".new")
     try:
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        store.replace_file(path, data)
     except OSError as e:
         raise DatabaseError(f"{path} can't be written: {e.strerror}") from e
 
