@@ -244,19 +244,20 @@ def run_command(
     session: Session, amount: int | None, cashier: str, language: str, file: Path, sam_reader: str
 ) -> None:  # fmt: skip
     """Run the terminal that the file describes: serve the cards in --reader until interrupted, or a line says quit."""
-    from terminals import run  # noqa: PLC0415  # the other verbs need no loop
+    from terminals import posts, run  # noqa: PLC0415  # the other verbs need no loop
+    from terminals.posts.base import asking  # noqa: PLC0415  # likewise
 
     def make(kind: config.Kind) -> type[Terminal]:
-        if kind in run.ELSEWHERE:
-            raise ConfigError(f"{file}: {run.ELSEWHERE[kind]}")
-        return run.KINDS[kind]
+        if kind in posts.ELSEWHERE:
+            raise ConfigError(f"{file}: {posts.ELSEWHERE[kind]}")
+        return posts.KINDS[kind]
 
     stream = sys.stderr if session.json else sys.stdout
     terminal = _open(session, file, sam_reader, make, run.Screen(stream, language))
     if cashier and terminal.journal.shift is None:
         terminal.open_shift(cashier)
-    pin = run.asking(session.secret, session.note)
-    post = run.make_post(terminal, amount, stream, language, session.operator, pin)
+    pin = asking(session.secret, session.note)
+    post = posts.make_post(terminal, amount, stream, language, session.operator, pin)
     scheme, _, name = session.reader.partition(":")
     reader = None
     if scheme == "pcsc":

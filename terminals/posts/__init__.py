@@ -1,0 +1,45 @@
+"""What each kind of terminal does with cards and lines at its console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TextIO
+
+from cardlib.errors import ConfigError
+from terminals.access import Access
+from terminals.attendance import Attendance
+from terminals.config import Kind
+from terminals.pos import Pos
+from terminals.posts.access import AccessPost
+from terminals.posts.attendance import AttendancePost
+from terminals.posts.base import Post
+from terminals.posts.pos import PosPost
+from terminals.runtime import Terminal
+
+KINDS: dict[Kind, type[Terminal]] = {Kind.POS: Pos, Kind.ACCESS: Access, Kind.ATTENDANCE: Attendance}
+ELSEWHERE = {
+    Kind.RECHARGE: "a recharge terminal needs a line to the back office, which computes every load: recharge at the "
+    "office with `onecard wallet recharge`",
+    Kind.ISSUING: "cards are issued by the office's own desk: `onecard card issue`",
+}
+"""Kinds that can't run by themselves, and where to go instead."""
+
+
+def make_post(
+    terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
+    pin: Callable[[], str | None],
+) -> Post:  # fmt: skip
+    """The post for a terminal. Raises ConfigError when an amount is given to what takes none."""
+
+    def tell(text: str) -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+    if amount_fen is not None and not isinstance(terminal, Pos):
+        raise ConfigError(f"--amount is for a POS, not for {terminal.config.kind.value} terminals")
+    if isinstance(terminal, Access):
+        return AccessPost(terminal, tell, language, pin, operator)
+    if isinstance(terminal, Attendance):
+        return AttendancePost(terminal)
+    assert isinstance(terminal, Pos)
+    return PosPost(terminal, amount_fen, pin, tell)
