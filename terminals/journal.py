@@ -191,7 +191,7 @@ class Journal:
         self.terminal = terminal
         self.sam_serial = sam_serial
         self._now_ms = now_ms
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._free_bytes = free_bytes or self._disk_free
         self._mutex = threading.RLock()
         self._lock_file = _lock(path)
@@ -348,7 +348,7 @@ class Journal:
 
     def _need_room(self) -> None:
         used = self.path.stat().st_size
-        if self._free_bytes() < RESERVE_BYTES or used + RESERVE_BYTES > self._limit_bytes:
+        if self._free_bytes() < RESERVE_BYTES or used + RESERVE_BYTES > self.limit_bytes:
             raise Reason.STORAGE_FULL.refusal(f"{self.path}: collect and prune the journal")
 
     def _append(self, event: Event, ref: int | None, record: Report | None, reason: str = "") -> int:

@@ -22,6 +22,8 @@ class Say(Enum):
     PASS = ("请通行", "pass")
     PRESENT_SECOND = ("请第二人刷卡", "a second card, please")
     PUNCHED = ("打卡成功", "punched")
+    NOT_PROVISIONED = ("尚未开通", "not provisioned")
+    TEST = ("测试画面", "test picture")
     REFUSED = ("拒绝", "refused")
     PARTLY = ("部分支付", "partly paid")
     IN_DOUBT = ("交易待核", "outcome unknown: settlement will tell")
