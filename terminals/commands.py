@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -24,6 +24,9 @@ from terminals.lists import TerminalLists
 from terminals.pos import Pos
 from terminals.runtime import Receipt, Terminal
 from terminals.screen import ConsoleScreen, Screen
+
+if TYPE_CHECKING:
+    from terminals.posts.osdp import OsdpPost
 
 SAM_RETRY_MS = 1_000
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -233,6 +236,10 @@ def schema(session: Session, kind: str) -> None:
     session.emit(made, json.dumps(made, indent=2))
 
 
+def _with_place(emit: Callable[[dict[str, Any]], None], post: OsdpPost) -> Callable[[dict[str, Any]], None]:
+    return lambda data: emit(post.where | data)
+
+
 @command.command("run")
 @click.option("--amount", type=AMOUNT, help="A POS takes this much (yuan) from each card; else each sale is keyed.")
 @click.option("--cashier", default="", help="Open a shift under this name when none is open.")
@@ -257,13 +264,21 @@ def run_command(
     if cashier and terminal.journal.shift is None:
         terminal.open_shift(cashier)
     pin = asking(session.secret, session.note)
-    post = posts.make_post(terminal, amount, stream, language, session.operator, pin)
+    post = posts.make_post(
+        terminal, amount, stream, language, session.operator, pin, lambda: session.secret_lines("scbk")
+    )
     scheme, _, name = session.reader.partition(":")
-    reader = None
-    if scheme == "pcsc":
+    emit: Callable[[dict[str, Any]], None] = session.emit if session.json else lambda _: None
+    reader: run.Watched | None = None
+    connect: Callable[[str | None], Transport] = session.connect
+    if terminal.config.osdp is not None:
+        from terminals.posts.osdp import OsdpPost  # noqa: PLC0415  # few doors hang on a line
+
+        assert isinstance(post, OsdpPost)
+        reader, connect, emit = post, post.connect, _with_place(emit, post)
+    elif scheme == "pcsc":
         from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
 
         reader = session.keep(PcscReader(name))
     keyboard = run.Keyboard(sys.stdin.fileno())
-    emit = session.emit if session.json else lambda _: None
-    run.Process(terminal, post, keyboard, session.connect, reader, session.note, emit).run()
+    run.Process(terminal, post, keyboard, connect, reader, session.note, emit).run()

@@ -11,7 +11,7 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from cardlib.errors import DatabaseError, OneCardError, OutcomeUnknown, ReaderLost, Refused, TransportError
 from cardlib.readers import NOTHING_KNOWN, Presence
@@ -28,14 +28,22 @@ TURN_S = 0.2
 
 
 class Screen(ConsoleScreen):
-    """A console that remembers whether it has said something since ``fresh`` was set."""
+    """A console that remembers whether it has said something since ``fresh`` was set.
+
+    ``also`` is told each notice too: a reader at a door, say.
+    """
 
     fresh = True
+
+    def __init__(self, stream: TextIO, language: str = "zh") -> None:
+        super().__init__(stream, language)
+        self.also: Callable[[Notice], object] = lambda _: None
 
     def show(self, notice: Notice) -> None:
         """See ``terminals.screen.Screen``."""
         self.fresh = False
         super().show(notice)
+        self.also(notice)
 
 
 class Keyboard:
