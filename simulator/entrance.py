@@ -109,7 +109,9 @@ class Scene:
 
 @command.command("door")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--pty", is_flag=True, required=True, help="Be at the other end of a pseudo-terminal.")
+@click.option(
+    "--pty", is_flag=True, required=True, expose_value=False, help="Be at the other end of a pseudo-terminal."
+)
 @click.option(
     "--address", "addresses", type=click.IntRange(0, osdp.ANY_ADDRESS - 1), multiple=True, default=(1,),
     show_default=True, help="Of a reader; may be given again.",
