@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from cardlib.errors import ConfigError
 from cardlib.sam import SamPool
@@ -45,7 +45,10 @@ class Station:
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
         pin = asking(session.secret, session.note)
-        return posts.make_post(terminal, self.amount, self.stream, self.language, session.operator, pin)
+        return posts.make_post(
+            terminal, self.amount, self.stream, self.language, session.operator, pin,
+            lambda: session.secret_lines("scbk"),
+        )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
         """Serve the cards in the session's reader until the end."""
@@ -60,7 +63,7 @@ class Station:
 
             reader = session.keep(PcscReader(name))
         keyboard = Keyboard(sys.stdin.fileno())
-        emit = session.emit if session.json else lambda _: None
+        emit: Callable[[dict[str, Any]], None] = session.emit if session.json else lambda _: None
         return Process(terminal, post, keyboard, session.connect, reader, session.note, emit, link)
 
     def run_home(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from cardlib.errors import ConfigError
+from cardlib.wire.osdp_secure import read_keys
 from terminals.access import Access
 from terminals.attendance import Attendance
 from terminals.config import Kind
@@ -27,9 +28,12 @@ ELSEWHERE = {
 
 def make_post(
     terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
-    pin: Callable[[], str | None],
+    pin: Callable[[], str | None], scbks: Callable[[], list[str]],
 ) -> Post:  # fmt: skip
-    """The post for a terminal. Raises ConfigError when an amount is given to what takes none."""
+    """The post for a terminal; ``scbks`` gives the lines with its readers' keys when it has readers.
+
+    Raises ConfigError when an amount is given to what takes none, or a reader has no key.
+    """
 
     def tell(text: str) -> None:
         stream.write(text + "\n")
@@ -37,6 +41,10 @@ def make_post(
 
     if amount_fen is not None and not isinstance(terminal, Pos):
         raise ConfigError(f"--amount is for a POS, not for {terminal.config.kind.value} terminals")
+    if isinstance(terminal, Access) and terminal.config.osdp is not None:
+        from terminals.posts.osdp import open_post  # noqa: PLC0415  # few doors hang on a line
+
+        return open_post(terminal, terminal.config.osdp, read_keys(scbks()), tell, language, operator)
     if isinstance(terminal, Access):
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
