@@ -16,7 +16,7 @@ import click
 from cardlib.errors import ConfigError, OutcomeUnknown
 from cardlib.money import yuan
 from cardlib.sam import CardSam, SamPool
-from cardlib.transport import Transport
+from cardlib.transport import GetResponse, Transport
 from console import AMOUNT, Noun, Session, pass_session
 from terminals import config
 from terminals.journal import Journal
@@ -257,13 +257,15 @@ def run_command(
     if cashier and terminal.journal.shift is None:
         terminal.open_shift(cashier)
     pin = asking(session.secret, session.note)
-    post = posts.make_post(terminal, amount, stream, language, session.operator, pin)
-    scheme, _, name = session.reader.partition(":")
-    reader = None
-    if scheme == "pcsc":
-        from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
+    tags = session.reader.startswith("uid:")
+    post = posts.make_post(terminal, amount, stream, language, session.operator, pin, tags=tags)
+    reader = session.watch()
 
-        reader = session.keep(PcscReader(name))
+    def connect(name: str | None) -> Transport:
+        if reader is None or name is not None:
+            return session.connect(name)
+        return session.traced(GetResponse(reader.connect()))
+
     keyboard = run.Keyboard(sys.stdin.fileno())
     emit = session.emit if session.json else lambda _: None
-    run.Process(terminal, post, keyboard, session.connect, reader, session.note, emit).run()
+    run.Process(terminal, post, keyboard, connect, reader, session.note, emit).run()
