@@ -158,7 +158,9 @@ def batch(
     )
 
 
-behind_pty = click.option("--pty", is_flag=True, required=True, help="Be at the other end of a pseudo-terminal.")
+behind_pty = click.option(
+    "--pty", is_flag=True, required=True, expose_value=False, help="Be at the other end of a pseudo-terminal."
+)
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Faults are the same with the same.")
 
 
@@ -191,7 +193,7 @@ def _serve_pty(session: Session, folder: Path, device: Device, order: Callable[[
 @click.option("--pull", type=click.FloatRange(0, 1), default=0.0, help="How often a card is pulled away at a command.")
 @seed_option
 @pass_session
-def pn532(session: Session, folder: Path, pty: bool, faults: float, pull: float, seed: int) -> None:  # noqa: ARG001
+def pn532(session: Session, folder: Path, faults: float, pull: float, seed: int) -> None:
     """Be a PN532 reader; FOLDER/port leads to its port. Lines typed: card FILE, remove."""
     chip = SimulatedPn532(Faults(faults, faults, faults, faults, faults, faults, pull), seed)
 
@@ -217,7 +219,7 @@ def pn532(session: Session, folder: Path, pty: bool, faults: float, pull: float,
 @click.option("--faults", type=click.FloatRange(0, 1), default=0.0, help="How often a byte is wrong.")
 @seed_option
 @pass_session
-def uid_module(session: Session, folder: Path, pty: bool, faults: float, seed: int) -> None:  # noqa: ARG001
+def uid_module(session: Session, folder: Path, faults: float, seed: int) -> None:
     """Be a serial module for tags that tell a number; FOLDER/port leads to its port. Lines typed: tag HEX, remove."""
     module = SimulatedUidModule(time.monotonic, faults, seed)
 
