@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from cardlib.errors import ConfigError
 from cardlib.sam import SamPool
 from cardlib.serialport import PtyPort, SerialPort
+from cardlib.transport import GetResponse, Transport
 from console import Session
 from terminals import posts
 from terminals.config import Kind, TerminalConfig
@@ -47,7 +48,7 @@ class Station:
         pin = asking(session.secret, session.note)
         return posts.make_post(
             terminal, self.amount, self.stream, self.language, session.operator, pin,
-            lambda: session.secret_lines("scbk"),
+            lambda: session.secret_lines("scbk"), tags=session.reader.startswith("uid:"),
         )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
@@ -56,15 +57,16 @@ class Station:
 
     def _process(self, terminal: Terminal, post: Post, link: Line | None) -> Process:
         session = self.session
-        scheme, _, name = session.reader.partition(":")
-        reader = None
-        if scheme == "pcsc":
-            from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
+        reader = session.watch()
 
-            reader = session.keep(PcscReader(name))
+        def at_hand(name: str | None) -> Transport:
+            if reader is None or name is not None:
+                return session.connect(name)
+            return session.traced(GetResponse(reader.connect()))
+
         keyboard = Keyboard(sys.stdin.fileno())
         emit: Callable[[dict[str, Any]], None] = session.emit if session.json else lambda _: None
-        return Process(terminal, post, keyboard, session.connect, reader, session.note, emit, link)
+        return Process(terminal, post, keyboard, at_hand, reader, session.note, emit, link)
 
     def run_home(
         self, home: Home, address: int, port: str | None, *, pty: bool = False,

@@ -285,7 +285,7 @@ class OsdpPost:
     # --- the reader that the process watches -----------------------------------------------------------------
 
     def wait(self, known: Presence, timeout_ms: int) -> Presence:
-        """See ``terminals.posts.base.Watched``: there is a card when one has come to any reader and was not served yet."""
+        """See ``terminals.posts.base.Watched``: there is one when a card has come to any reader and was not served."""
         del known
         end_ms = self.clock() + timeout_ms
         self.step()
