@@ -55,7 +55,7 @@ NOUNS = {
     "report": "backoffice.commands.report backoffice.commands.attendance",
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",
-    "sim": "simulator.commands terminals.simulated",
+    "sim": "simulator.commands simulator.entrance terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""

@@ -113,7 +113,7 @@ class Session:
         variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
         path = str(file) if file else os.environ.get(variable, "")
         if path:
-            text = sys.stdin.readline() if path == "-" else _read_secret(Path(path))
+            text = sys.stdin.readline() if path == "-" else _read_secret(Path(path)).split("\n", 1)[0]
         elif self.no_input or not sys.stdin.isatty():
             raise ConfigError(f"{name} needed: put it in a file named by {variable} (nobody to ask here)")
         else:
@@ -122,6 +122,16 @@ class Session:
         if not text:
             raise ConfigError(f"the {name} is empty")
         return text
+
+    def secret_lines(self, name: str) -> list[str]:
+        """All lines of the file named by ``ONECARD_<NAME>_FILE``; says when others may read it. Raises ConfigError."""
+        variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
+        if not (path := os.environ.get(variable, "")):
+            raise ConfigError(f"{name} needed: put them in a file named by {variable}")
+        lines = _read_secret(Path(path)).splitlines()
+        if Path(path).stat().st_mode & 0o077:
+            self.note(f"{path} may be read by others: chmod 600 {path}")
+        return lines
 
     def need_enterprise(self) -> int:
         """The enterprise this command works on. Raises ConfigError when none was named."""
@@ -216,7 +226,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 def _read_secret(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").split("\n", 1)[0]
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"secret file {path}: {e.__class__.__name__}: can't be read") from e
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from cardlib.errors import ConfigError
+from cardlib.wire.osdp_secure import read_keys
 from terminals.access import Access
 from terminals.attendance import Attendance
 from terminals.config import Kind
@@ -27,11 +28,12 @@ ELSEWHERE = {
 
 def make_post(
     terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
-    pin: Callable[[], str | None], *, tags: bool = False,
+    pin: Callable[[], str | None], scbks: Callable[[], list[str]], *, tags: bool = False,
 ) -> Post:  # fmt: skip
-    """The post for a terminal; ``tags`` come from a reader of numbers that prove nothing.
+    """The post for a terminal; ``scbks`` gives the lines with its readers' keys when it has readers.
 
-    Raises ConfigError when an amount is given to what takes none, or tags to what does not take them.
+    ``tags`` come from a reader of numbers that prove nothing. Raises ConfigError when an amount or tags are given to
+    what takes none, or a reader has no key.
     """
 
     def tell(text: str) -> None:
@@ -44,6 +46,10 @@ def make_post(
         raise ConfigError(
             "a uid: reader is for attendance only: its tags prove nothing, so no door and no till takes them"
         )
+    if isinstance(terminal, Access) and terminal.config.osdp is not None:
+        from terminals.posts.osdp import open_post  # noqa: PLC0415  # few doors hang on a line
+
+        return open_post(terminal, terminal.config.osdp, read_keys(scbks()), tell, language, operator)
     if isinstance(terminal, Access):
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
