@@ -32,7 +32,7 @@ ASLEEP_BYTES = 8
 AUTOMATIC_RATS = 0x10
 SAK_14443_4, SAK_OTHER = 0x20, 0x08
 LONG_UID, SHORT_UID = bytes.fromhex("0344"), bytes.fromhex("0004")
-NO_ANSWER, NOT_NOW, BAD_PARAMETER = 0x01, 0x27, 0x10
+NO_ANSWER, NOT_NOW = 0x01, 0x27
 FRAME_SIZES = (16, 24, 32, 40, 48, 64, 96, 128, 256)
 INTERFACE = bytes.fromhex("78807002")  # ATS: T0 with frames of 256 bytes, TA, TB, TC
 Says = Iterator[tuple[float, bytes]]
@@ -83,7 +83,7 @@ class Blocks:
             self._selected = False
             return raw
         if block & 0xEE == 0x02:
-            self._number = block & 1
+            self._number ^= 1  # rule D
             self._command += raw[1:]
             if block & 0x10:
                 self._said = bytes((0xA2 | self._number,))
@@ -92,11 +92,12 @@ class Blocks:
                 self._left = self._transceive(command)
                 self._said = self._next()
         elif block & 0xEE == 0xA2:
-            if block & 1 != self._number:
-                self._number = block & 1
-                self._said = self._next()
-                return self._said
-            return bytes((0xA2 | self._number,)) if block & 0x10 and not self._said else self._said
+            if block & 1 == self._number:
+                return self._said  # rule 11
+            if block & 0x10:
+                return bytes((0xA2 | self._number,))  # rule 12
+            self._number ^= 1  # rules 13, E
+            self._said = self._next()
         else:
             return b""
         return self._said
@@ -228,7 +229,7 @@ class SimulatedPn532:
 
     def _exchange(self, data: bytes) -> bytes:
         if self._blocks is None or not data or data[0] & 0x3F != 1:
-            return bytes((NO_ANSWER if data else NOT_NOW,))
+            return bytes((NOT_NOW,))
         self._command += data[1:]
         if data[0] & MORE:
             return b"\0"
