@@ -30,6 +30,8 @@ FIRMWARE = bytes.fromhex("32010607")
 ASLEEP_BYTES = 8
 """What a sleeping chip misses before its UART hears."""
 AUTOMATIC_RATS = 0x10
+FOR_EVER = 0xFF
+"""So often a chip looks for a card unless told otherwise: an empty field gets no answer."""
 SAK_14443_4, SAK_OTHER = 0x20, 0x08
 LONG_UID, SHORT_UID = bytes.fromhex("0344"), bytes.fromhex("0004")
 NO_ANSWER, NOT_NOW = 0x01, 0x27
@@ -121,6 +123,7 @@ class SimulatedPn532:
         self._deaf = ASLEEP_BYTES
         self._said = b""
         self._parameters = AUTOMATIC_RATS
+        self._patient = True
         self._registers: dict[bytes, int] = {}
         self._command = self._left = b""
         self._blocks: Blocks | None = None
@@ -159,7 +162,14 @@ class SimulatedPn532:
         except (ValueError, IndexError):
             yield 0.0, SYNTAX_ERROR
             return
-        self._said = encode(bytes((CHIP, code + 1)) + self._do(code, frame.body[2:]))
+        try:
+            answer = self._do(code, frame.body[2:])
+        except IndexError:
+            yield 0.0, SYNTAX_ERROR
+            return
+        if answer is None:
+            return
+        self._said = encode(bytes((CHIP, code + 1)) + answer)
         raw = bytearray(self._said)
         if self._happens(faults.damaged_answer):
             raw[self._dice.randrange(5, len(raw) - 1)] ^= 1 << self._dice.randrange(8)
@@ -169,7 +179,7 @@ class SimulatedPn532:
         yield 0.0, bytes(raw[:cut])
         yield faults.late_s if cut else 0.0, bytes(raw[cut:])
 
-    def _do(self, code: Code, data: bytes) -> bytes:
+    def _do(self, code: Code, data: bytes) -> bytes | None:
         match code:
             case Code.FIRMWARE:
                 return FIRMWARE
@@ -184,6 +194,8 @@ class SimulatedPn532:
             case Code.RF_CONFIGURATION:
                 if data[:1] == b"\x01" and not data[1] & 1:
                     self._release()
+                elif data[:1] == b"\x05":
+                    self._patient = data[3] == FOR_EVER
             case Code.POWER_DOWN:
                 self._release()
                 self._deaf = ASLEEP_BYTES
@@ -204,12 +216,12 @@ class SimulatedPn532:
         self._command = self._left = b""
         self.reader.close()
 
-    def _list(self, data: bytes) -> bytes:
+    def _list(self, data: bytes) -> bytes | None:
         self._release()
         try:
             ats = ats_of(self.reader.atr)
         except CardRemoved:
-            return b"\0"
+            return None if self._patient else b"\0"
         if data[1:2] != b"\0":  # a look for another kind of card
             return b"\0"
         self._blocks = Blocks(self._transceive, ats)
