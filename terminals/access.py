@@ -15,6 +15,7 @@ from typing import Protocol
 from cardlib.errors import OneCardError, Refused, TransportError
 from cardlib.iso7816 import read_binary, read_record, update_record
 from cardlib.profile import AccessRights, LastPassage, load_profile
+from cardlib.purse import CardSession
 from cardlib.records import PassageReport, local_when
 from cardlib.transport import Transport
 from terminals.doors import (
@@ -87,14 +88,9 @@ class Access(Terminal):
         """
         place = self._doors[door]
         with self.tap(card) as tap:
-            rights = AccessRights.decode(read_binary(tap.card, load_profile().file("access").fid))
-            info, before = tap.session.public_info, self._last_passage(tap)
-            limits = replace(
-                rights, valid_from=max(_days(info.start, rights.valid_from), default=None),
-                valid_until=min(_days(info.expiry, rights.valid_until), default=None),
-            )  # fmt: skip
+            rights, before = read_rights(tap.card, tap.session), self._last_passage(tap)
             ask = None if pin is None else lambda: self._ask_pin(tap, pin)
-            return self._pass(place, direction, tap.session.factor, limits, before, ask, tap)
+            return self._pass(place, direction, tap.session.factor, rights, before, ask, tap)
 
     def present_verified(
         self, serial: bytes, rights: AccessRights, door: int, direction: Direction, head: str
@@ -249,6 +245,15 @@ class Access(Terminal):
         self._emergency = on
         self.journal.note("emergency", f"{'on' if on else 'off'} by {operator}")
         self.tick()
+
+
+def read_rights(card: Transport, session: CardSession) -> AccessRights:
+    """An authenticated card's rights (0019), valid only while its application is. Raises as any reading does."""
+    info, rights = session.public_info, AccessRights.decode(read_binary(card, load_profile().file("access").fid))
+    return replace(
+        rights, valid_from=max(_days(info.start, rights.valid_from), default=None),
+        valid_until=min(_days(info.expiry, rights.valid_until), default=None),
+    )  # fmt: skip
 
 
 def _days(*days: date | None) -> list[date]:

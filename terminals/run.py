@@ -17,6 +17,7 @@ from cardlib.errors import DatabaseError, OneCardError, OutcomeUnknown, ReaderLo
 from cardlib.readers import NOTHING_KNOWN, Presence
 from cardlib.transport import Transport
 from terminals.config import Kind
+from terminals.osdp import SerialPort
 from terminals.posts.base import STOPPED, Post
 from terminals.reasons import BY_CODE
 from terminals.runtime import Terminal
@@ -70,6 +71,46 @@ class Keyboard:
         return line.decode(errors="replace").strip()
 
 
+class Lasting:
+    """A serial port that is opened anew after it was lost: reading tells of the loss, writing into it is silence."""
+
+    def __init__(self, make: Callable[[], SerialPort]) -> None:
+        self._make = make
+        self._port: SerialPort | None = make()
+
+    def write(self, data: bytes) -> None:
+        """Send, or lose it."""
+        if self._port is not None:
+            try:
+                self._port.write(data)
+            except ReaderLost:
+                self._drop()
+
+    def read(self) -> bytes:
+        """What has come. Raises ReaderLost; the next read looks for the port again."""
+        try:
+            if self._port is None:
+                self._port = self._make()
+            return self._port.read()
+        except ReaderLost:
+            self._drop()
+            raise
+
+    def set_baud(self, baud: int) -> None:
+        """Change the speed."""
+        if self._port is not None:
+            self._port.set_baud(baud)
+
+    def close(self) -> None:
+        """Let the port go."""
+        self._drop()
+
+    def _drop(self) -> None:
+        port, self._port = self._port, None
+        if close := getattr(port, "close", None):
+            close()
+
+
 class Watched(Protocol):
     """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
 
@@ -102,7 +143,7 @@ class Process:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
         config = self._terminal.config
         self._journal("started", f"{config.kind.value}, configuration {config.version}")
-        with _signals() as told:
+        with signals() as told:
             try:
                 self._screen.show(Notice(Say.PRESENT))
                 while not told and not self._over:
@@ -204,7 +245,7 @@ class Process:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collect the wish to stop, so that the card under way is finished; who insists is obeyed at once."""
     told: list[int] = []
 

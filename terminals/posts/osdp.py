@@ -32,16 +32,15 @@ from cardlib.serialport import SerialPort
 from cardlib.transport import Transport
 from cardlib.wire import osdp
 from cardlib.wire.osdp import Message
-from terminals import osdp as panel
 from terminals.access import Access
 from terminals.doors import Direction, DoorRules, Hardware, OsdpLine
+from terminals.head import parse_credential
 from terminals.osdp import Bus, Event, Remote, Ticket, wait
 from terminals.posts.access import DOOR, ConsoleLock
 from terminals.reasons import Reason
-from terminals.run import Screen
+from terminals.run import Lasting, Screen
 from terminals.screen import Notice, Say
 
-SERIAL_BYTES = 8
 PIN_MS = 15_000
 """How long digits count after the last one was typed."""
 LATER_MS = 5_000
@@ -123,13 +122,6 @@ class Verified:
     def __init__(self, serial: bytes, rights: AccessRights) -> None:
         self.serial, self.rights = serial, rights
 
-    @classmethod
-    def parse(cls, card: osdp.BitString) -> Verified:
-        """A head's credential: serial 8, access rights as in 0019. Raises FormatError."""
-        if card.count != 8 * len(card.data):
-            raise FormatError("a head's credential has whole bytes")
-        return cls(card.data[:SERIAL_BYTES], AccessRights.decode(card.data[SERIAL_BYTES:]))
-
     def transceive(self, command: bytes) -> bytes:
         """Raises CardRemoved."""
         raise CardRemoved(f"command {command[:2].hex()}: the card is at a reader head, which speaks to it alone")
@@ -147,46 +139,6 @@ class CardAtReader(Remote):
             return super().transceive(command)
         except (Refused, Conflict, FormatError) as e:
             raise LineTimeout(str(e)) from e
-
-
-class Lasting:
-    """A serial port that is opened anew after it was lost: reading tells of the loss, writing into it is silence."""
-
-    def __init__(self, make: Callable[[], panel.SerialPort]) -> None:
-        self._make = make
-        self._port: panel.SerialPort | None = make()
-
-    def write(self, data: bytes) -> None:
-        """Send, or lose it."""
-        if self._port is not None:
-            try:
-                self._port.write(data)
-            except ReaderLost:
-                self._drop()
-
-    def read(self) -> bytes:
-        """What has come. Raises ReaderLost; the next read looks for the port again."""
-        try:
-            if self._port is None:
-                self._port = self._make()
-            return self._port.read()
-        except ReaderLost:
-            self._drop()
-            raise
-
-    def set_baud(self, baud: int) -> None:
-        """Change the speed."""
-        if self._port is not None:
-            self._port.set_baud(baud)
-
-    def close(self) -> None:
-        """Let the port go."""
-        self._drop()
-
-    def _drop(self) -> None:
-        port, self._port = self._port, None
-        if close := getattr(port, "close", None):
-            close()
 
 
 class OsdpLock(ConsoleLock):
@@ -422,7 +374,7 @@ class OsdpPost:
                 self._typed(spot, message.digits)
             case osdp.RawCard() if spot is not None and address in self._heads:
                 with suppress(FormatError):
-                    self._arrive(spot, Verified.parse(message.card))
+                    self._arrive(spot, Verified(*parse_credential(message)))
             case osdp.RawCard():
                 self._note("foreign_credential", address)
             case osdp.Xrd(1, 1, data) if spot is not None and len(data) == 2 and address not in self._heads:
