@@ -229,14 +229,19 @@ class Access(Terminal):
         """Look at every door: note what it did, lock or unlock it by the hours. Call it some times a second."""
         now_ms = self.now_ms()
         for number, place in self._doors.items():
-            place.state, events = watch(place.state, place.lock.is_open, place.rules, now_ms)
-            for event in events:
-                self.journal.note(event.value, f"door {number}")
+            self.look(number, place.lock.is_open)
             today = local_time(now_ms, place.rules.utc_offset_min).date()
             free = stands_free(place.rules, now_ms, first_seen=place.first_day == today, emergency=self._emergency)
             if free is not place.free:
                 place.free = free
                 place.lock.stand_free(free)
+
+    def look(self, door: int, contact_open: bool) -> None:
+        """Take in what a door's contact said; each change counts, also those between two calls of ``tick``."""
+        place = self._doors[door]
+        place.state, events = watch(place.state, contact_open, place.rules, self.now_ms())
+        for event in events:
+            self.journal.note(event.value, f"door {door}")
 
     def emergency(self, on: bool, operator: str) -> None:
         """Open all doors until it is called off. Raises Refused(no_operator)."""

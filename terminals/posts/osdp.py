@@ -151,6 +151,8 @@ class OsdpLock(ConsoleLock):
         super().__init__(number, now_ms, tell, language)
         self._post, self._hardware = post, hardware
         self._renew_ms = 0
+        self.moves: deque[bool] = deque(maxlen=MAX_NEWS)
+        """What the contact said and nobody has looked at yet."""
 
     @property
     def is_there(self) -> bool:
@@ -174,6 +176,8 @@ class OsdpLock(ConsoleLock):
     def move(self, is_open: bool) -> None:
         """The contact says that the door was opened or shut; once shut it is locked."""
         shut = self.is_open and not is_open
+        if is_open is not self.is_open:
+            self.moves.append(is_open)
         super().move(is_open)
         if shut and not self._free:
             self.command()
@@ -286,6 +290,9 @@ class OsdpPost:
         """Doors and locks by the hours, what every reader shows, and what devices did, into the journal."""
         self._spot, self._screen.place = None, ""
         try:
+            for number, lock in self._locks.items():
+                while lock.moves:
+                    self._access.look(number, lock.moves.popleft())
             self._access.tick()
             for address, device in self.devices.items():
                 if not (device.online or device.told) and self.clock() - device.since_ms >= MISSING_MS:
