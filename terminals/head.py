@@ -21,8 +21,9 @@ from cardlib.wire.osdp import BitString, Message
 from cardlib.wire.osdp_device import Device
 from terminals.access import read_rights
 from terminals.osdp import SerialPort
+from terminals.posts.base import Watched
 from terminals.reasons import BY_CODE, Reason
-from terminals.run import Keyboard, Watched, signals
+from terminals.run import Keyboard, signals
 from terminals.runtime import SamSource, guarded_sam, told
 from terminals.screen import Notice, Say, Screen
 

@@ -24,6 +24,8 @@ class Say(Enum):
     FREE = ("通道常开", "walk through")
     EMERGENCY = ("紧急开放", "emergency: all doors are open")
     PUNCHED = ("打卡成功", "punched")
+    NOT_PROVISIONED = ("尚未开通", "not provisioned")
+    TEST = ("测试画面", "test picture")
     REFUSED = ("拒绝", "refused")
     PARTLY = ("部分支付", "partly paid")
     IN_DOUBT = ("交易待核", "outcome unknown: settlement will tell")

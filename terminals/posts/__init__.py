@@ -12,7 +12,7 @@ from terminals.attendance import Attendance
 from terminals.config import Kind
 from terminals.pos import Pos
 from terminals.posts.access import AccessPost
-from terminals.posts.attendance import AttendancePost
+from terminals.posts.attendance import AttendancePost, TagPost
 from terminals.posts.base import Post
 from terminals.posts.pos import PosPost
 from terminals.runtime import Terminal
@@ -28,11 +28,12 @@ ELSEWHERE = {
 
 def make_post(
     terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
-    pin: Callable[[], str | None], scbks: Callable[[], list[str]],
+    pin: Callable[[], str | None], scbks: Callable[[], list[str]], *, tags: bool = False,
 ) -> Post:  # fmt: skip
     """The post for a terminal; ``scbks`` gives the lines with its readers' keys when it has readers.
 
-    Raises ConfigError when an amount is given to what takes none, or a reader has no key.
+    ``tags`` come from a reader of numbers that prove nothing. Raises ConfigError when an amount or tags are given to
+    what takes none, or a reader has no key.
     """
 
     def tell(text: str) -> None:
@@ -41,6 +42,10 @@ def make_post(
 
     if amount_fen is not None and not isinstance(terminal, Pos):
         raise ConfigError(f"--amount is for a POS, not for {terminal.config.kind.value} terminals")
+    if tags and not isinstance(terminal, Attendance):
+        raise ConfigError(
+            "a uid: reader is for attendance only: its tags prove nothing, so no door and no till takes them"
+        )
     if isinstance(terminal, Access) and terminal.config.osdp is not None:
         from terminals.posts.osdp import open_post  # noqa: PLC0415  # few doors hang on a line
 
@@ -48,6 +53,6 @@ def make_post(
     if isinstance(terminal, Access):
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
-        return AttendancePost(terminal)
+        return TagPost(terminal) if tags else AttendancePost(terminal)
     assert isinstance(terminal, Pos)
     return PosPost(terminal, amount_fen, pin, tell)

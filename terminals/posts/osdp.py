@@ -35,10 +35,10 @@ from cardlib.wire.osdp import Message
 from terminals.access import Access
 from terminals.doors import Direction, DoorRules, Hardware, OsdpLine
 from terminals.head import parse_credential
-from terminals.osdp import Bus, Event, Remote, Ticket, wait
+from terminals.osdp import Bus, Event, Lasting, Remote, Ticket, wait
 from terminals.posts.access import DOOR, ConsoleLock
 from terminals.reasons import Reason
-from terminals.run import Lasting, Screen
+from terminals.run import Screen
 from terminals.screen import Notice, Say
 
 PIN_MS = 15_000
@@ -212,10 +212,10 @@ class OsdpPost:
 
     def __init__(
         self, access: Access, bus: Bus, line: OsdpLine, tell: Callable[[str], None], language: str, operator: str,
-        clock: Callable[[], int], pump: Callable[[], object] = lambda: None,
+        clock: Callable[[], int], pump: Callable[[], object] = lambda: None, close: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         self.clock = clock
-        self._access, self._bus, self._heads, self._pump = access, bus, line.heads, pump
+        self._access, self._bus, self._heads, self._pump, self._close = access, bus, line.heads, pump, close
         self._say, self._language, self._at, self._operator = tell, language, 0 if language == "zh" else 1, operator
         config = access.config
         self._spots = {
@@ -241,7 +241,7 @@ class OsdpPost:
     # --- the reader that the process watches -----------------------------------------------------------------
 
     def wait(self, known: Presence, timeout_ms: int) -> Presence:
-        """See ``terminals.run.Watched``: there is a card when one has come to any reader and was not served yet."""
+        """See ``terminals.posts.base.Watched``: there is one when a card has come to any reader and was not served."""
         del known
         end_ms = self.clock() + timeout_ms
         self.step()
@@ -309,13 +309,15 @@ class OsdpPost:
                 self._idle(spot)
 
     def stop(self) -> None:
-        """All doors locked."""
+        """All doors locked, and the port free for whoever comes next."""
         with suppress(ReaderLost):
             for lock in self._locks.values():
                 lock.stand_free(False)
             end_ms = self.clock() + STOP_MS
             while self.clock() < end_ms and any(not ticket.is_done for _, ticket in self._asked):
                 self.step()
+        self._screen.also = lambda _: None
+        self._close()
 
     # --- the line --------------------------------------------------------------------------------------------
 
@@ -492,4 +494,6 @@ def open_post(
     bus = Bus(port, line.baud, secrets.token_bytes)
     for address in addresses:
         bus.add(address, keys[address])
-    return OsdpPost(access, bus, line, tell, language, operator, lambda: time.monotonic_ns() // 1_000_000)
+    return OsdpPost(
+        access, bus, line, tell, language, operator, lambda: time.monotonic_ns() // 1_000_000, close=port.close
+    )

@@ -103,6 +103,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "report shift": ["day", "09:00", "18:00"],
     "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
     "report day": ["off", "2026-01-01"],
+    "report tag": ["010063E9AE", "2026-01-01"],
     "report correct": ["M1", "2026-01-01", "09:00", "in", "--reason", "r"],
     "report approve": ["c"],
     "report corrections": ["--month", "2026-01"],
@@ -134,6 +135,7 @@ OPEN = {
     "terminal acknowledge": "the till's own",
     "terminal status": "the till's own",
     "sim terminal": "simulated hardware",
+    "sim door": "simulated hardware",
     "terminal scan": "says HELLO, as whoever holds the cable can",
     "terminal identity make": "a key that only an authority's token makes good for something",
     "terminal identity show": "the installer's own token",
@@ -151,6 +153,7 @@ OPEN = {
     "terminal provision": "the terminal checks the installer's token",
     "terminal report": "the terminal checks the installer's token",
     "terminal run": "the terminal's own: its SAM is its authority",
+    "terminal head": "its SAM is its authority, and the line's key",
     "terminal schema": "says what a file may hold",
 }
 
@@ -173,6 +176,8 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "terminal acknowledge": ["1", *_TILL],
     "terminal status": _TILL,
     "sim terminal": ["till", "--pty"],
+    "sim door": ["line", "--pty"],
+    "terminal head": ["--port", "no-port", "--address", "5", "--sam-reader", "sim:sam.img"],
     "terminal scan": ["--port", "no-port"],
     "terminal identity make": ["an.key", "--name", "An"],
     "terminal identity show": ["--identity", "an.key"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -30,11 +30,11 @@ from terminals.config import Kind, TerminalConfig
 from terminals.doors import AntiPassback, CardFlag, DoorRules, Hardware, OsdpLine, Week
 from terminals.head import Head, credential
 from terminals.journal import Journal
-from terminals.osdp import Bus
+from terminals.osdp import Bus, Lasting
 from terminals.policy import Rules
 from terminals.posts.osdp import FREE_MS, OsdpPost
 from terminals.reasons import Reason
-from terminals.run import Keyboard, Lasting, Process, Screen
+from terminals.run import Keyboard, Process, Screen
 from terminals.screen import MemoryScreen, Notice, Say
 from tests.terminals.osdp_world import key_of
 from tests.terminals.shop import FixedLists, OneSam
@@ -51,7 +51,7 @@ class Quiet(Keyboard):
     def __init__(self) -> None:
         self.ended = False
 
-    def line(self, timeout_s: float) -> str | None:
+    def line(self, timeout_s: float, others: Sequence[int] = ()) -> str | None:
         return None
 
 
