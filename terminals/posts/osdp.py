@@ -34,7 +34,7 @@ from cardlib.wire import osdp
 from cardlib.wire.osdp import Message
 from terminals.access import Access
 from terminals.doors import Direction, DoorRules, Hardware, OsdpLine
-from terminals.head import parse_credential
+from terminals.head import FRESH_MS, parse_credential
 from terminals.osdp import Bus, Event, Lasting, Remote, Ticket, wait
 from terminals.posts.access import DOOR, ConsoleLock
 from terminals.reasons import Reason
@@ -62,7 +62,9 @@ NEWS = {
     "tamper": ("设备被拆", "tampered with"),
     "tamper_end": ("拆动解除", "whole again"),
     "power_fault": ("电源故障", "power fault"),
-    "power_back": ("电源恢复", "power is back"),
+    "power_fault_end": ("电源恢复", "power is back"),
+    "reader_fault": ("读头故障或被拆", "its reader head is gone or tampered with"),
+    "reader_fault_end": ("读头恢复", "its reader head is back"),
     "foreign_credential": ("非认证读头报卡", "reports a card but is no head: not believed"),
 }
 """What devices do by themselves: codes of the journal's notes, and what the console says."""
@@ -110,8 +112,7 @@ class Device:
     online: bool = False
     since_ms: int = 0
     told: bool = False
-    tamper: bool = False
-    power: bool = False
+    troubles: set[str] = field(default_factory=set)
 
 
 class Verified:
@@ -119,8 +120,8 @@ class Verified:
 
     atr = b""
 
-    def __init__(self, serial: bytes, rights: AccessRights) -> None:
-        self.serial, self.rights = serial, rights
+    def __init__(self, serial: bytes, rights: AccessRights, came_ms: int) -> None:
+        self.serial, self.rights, self.came_ms = serial, rights, came_ms
 
     def transceive(self, command: bytes) -> bytes:
         """Raises CardRemoved."""
@@ -251,8 +252,10 @@ class OsdpPost:
         return Presence(bool(self._came), self._count)
 
     def connect(self, name: str | None = None) -> Transport:
-        """The card that has come first."""
+        """The card that has come first. Raises CardRemoved when there is none."""
         del name
+        if not self._came:
+            raise CardRemoved("no card has come to a reader of this line: present one")
         self._spot, card = self._came.popleft()
         self._screen.place = f"{DOOR[self._at]} {self._spot.door} {WAY[self._spot.way][self._at]}: "
         return card
@@ -273,6 +276,8 @@ class OsdpPost:
         if missing := [number for number in needed if not self._locks[number].is_there]:
             raise Reason.DOOR_AWAY.refusal(f"door {missing[0]}: its lock and contact do not answer")
         if isinstance(card, Verified):
+            if self.clock() - card.came_ms > FRESH_MS:  # another card took its time: nobody waits there any more
+                raise CardRemoved("a verified card waited for too long: present it again")
             head = f"reader {spot.address}"
             passage = self._access.present_verified(card.serial, card.rights, spot.door, spot.way, head)
         else:
@@ -330,6 +335,8 @@ class OsdpPost:
         for address, ticket in done:
             if ticket.reply is not None:
                 self._on_message(address, ticket.reply)
+        for lock in self._locks.values():  # also while a card takes its time: what stands free goes on doing so
+            lock.look()
         self._pump()
 
     def tell(self, address: int, command: Message) -> None:
@@ -366,24 +373,21 @@ class OsdpPost:
         self._say(f"{address}: {NEWS[code][self._at]}")
 
     def _on_message(self, address: int, message: Message) -> None:
-        spot, device = self._spots.get(address), self.devices[address]
+        spot = self._spots.get(address)
         match message:
             case osdp.InputStatus():
                 for lock in self._locks.values():
                     lock.sees(address, message.inputs)
             case osdp.LocalStatus():
-                for name, codes, now in (
-                    ("tamper", ("tamper_end", "tamper"), message.tamper != 0),
-                    ("power", ("power_back", "power_fault"), message.power != 0),
-                ):
-                    if getattr(device, name) is not now:
-                        setattr(device, name, now)
-                        self._note(codes[now], address)
+                self._status(address, "tamper", message.tamper != 0)
+                self._status(address, "power_fault", message.power != 0)
+            case osdp.ReaderStatus():
+                self._status(address, "reader_fault", any(message.readers))
             case osdp.Keypad() if spot is not None:
                 self._typed(spot, message.digits)
             case osdp.RawCard() if spot is not None and address in self._heads:
                 with suppress(FormatError):
-                    self._arrive(spot, Verified(*parse_credential(message)))
+                    self._arrive(spot, Verified(*parse_credential(message), self.clock()))
             case osdp.RawCard():
                 self._note("foreign_credential", address)
             case osdp.Xrd(1, 1, data) if spot is not None and len(data) == 2 and address not in self._heads:
@@ -393,6 +397,13 @@ class OsdpPost:
                     self._arrive(spot, self._card(spot))
             case osdp.Xrd(1, 2) if spot is not None:
                 spot.answers = [message]
+
+    def _status(self, address: int, code: str, now: bool) -> None:
+        """Something is wrong with a device, or no more; noted when it changes."""
+        troubles = self.devices[address].troubles
+        if (code in troubles) is not now:
+            troubles ^= {code}
+            self._note(code if now else f"{code}_end", address)
 
     # --- cards and digits ------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cardlib.errors import ConfigError, ReaderLost
+from cardlib.errors import CardRemoved, ConfigError, ReaderLost
 from cardlib.iso7816 import update_binary
 from cardlib.profile import AccessRights, Purpose
 from cardlib.purse import identify, open_application
@@ -200,9 +200,13 @@ def test_contact_tamper_and_power_of_a_reader(entrance: Entrance) -> None:
     entrance.readers[5].sabotage(True)
     entrance.run(500)
     entrance.readers[5].sabotage(False)
+    for head in (b"\x02", b"\x02", b"\x00"):
+        entrance.readers[5].device.report(osdp.ReaderStatus(head))
+    entrance.readers[5].device.report(osdp.LocalStatus(0, 1))
     entrance.run(500)
     assert [one for one in entrance.notes() if one != "reader_back"] == [
-        "door_forced", "door_held", "door_held_end", "door_closed", "tamper", "tamper_end",
+        "door_forced", "door_held", "door_held_end", "door_closed", "tamper", "tamper_end", "reader_fault",
+        "reader_fault_end", "power_fault",
     ]  # fmt: skip
     entrance.readers[6].is_on = False
     entrance.until(lambda: "reader_away" in entrance.notes())
@@ -225,7 +229,7 @@ def test_emergency_frees_and_locks_again(entrance: Entrance) -> None:
     assert not entrance.locked(2)
     entrance.readers[6].is_on = True
     entrance.until(lambda: not entrance.locked(1))
-    entrance.run(FREE_MS * 2)
+    entrance.run(FREE_MS + 2_000)
     assert not entrance.locked(1)
     assert "emergency: all doors are open" in entrance.texts(7)
     entrance.line.run(entrance.at_line, entrance.line.now_us + 1000 * FREE_MS)
@@ -416,7 +420,7 @@ def test_every_refusal_is_shown_at_the_reader(entrance: Entrance, language: str)
         reader.texts.clear()
         reader.buzzes.clear()
         entrance.screen.show(Notice(Say.REFUSED, reason=reason))
-        entrance.run(150)
+        entrance.run(80)
         assert [text.text.decode() for text in reader.texts] == [reason.zh if language == "zh" else reason.en]
         led = reader.leds[0]
         asks = reason is Reason.PIN_REQUIRED
@@ -573,6 +577,44 @@ def test_two_keys_for_one_reader() -> None:
     """An address that stands twice in the file is a mistake."""
     with pytest.raises(ConfigError, match="line 2"):
         read_keys([f"5 {key_of(5).hex()}", f"5 {key_of(6).hex()}"])
+
+
+def test_a_verified_card_that_waited_too_long(entrance: Entrance) -> None:
+    """Whom a head reported while another card took its time is asked to come again; no card is none."""
+    entrance.heads = frozenset({7})
+    entrance.crash()
+    entrance.online()
+    with pytest.raises(CardRemoved):
+        entrance.post.connect()
+    rights = AccessRights(None, date(2099, 1, 1), (0b10).to_bytes(8, "big"))
+    entrance.readers[7].device.report(credential(bytes(8), rights))
+    while not entrance.post._came:
+        entrance.post.step()
+    entrance.line.advance(entrance.line.now_us + 4_000_000)
+    entrance.until(lambda: entrance.events)
+    assert entrance.events[0]["event"] == "torn"
+    assert entrance.locked(2)
+
+
+def test_a_reader_that_answers_at_polls(entrance: Entrance) -> None:
+    """A reader that acknowledges an APDU and answers at a poll serves cards too; one that forgets does not."""
+    entrance.online()
+    reader, forgets = entrance.readers[5], [False]
+    handle = reader.handle
+
+    def later(command: osdp.Message) -> osdp.Message | None:
+        reply = handle(command)
+        if not isinstance(reply, osdp.Xrd):
+            return reply
+        if not forgets[0]:
+            reader.device.report(reply)
+        return osdp.Ack()
+
+    reader.device._handle = later
+    card = entrance.card()
+    assert entrance.show(card)["granted"]
+    forgets[0] = True
+    assert entrance.show(card)["event"] == "torn"
 
 
 def test_foreign_replies_are_survived(entrance: Entrance) -> None:
