@@ -640,14 +640,17 @@ def load(path: Path) -> TerminalConfig:
         raise ConfigError(f"{path} can't be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: byte {e.start} is no UTF-8") from e
-    return config if config.holidays_file is None else _with_holidays(config, config.holidays_file)
+    return with_holidays(config)
 
 
-def _with_holidays(config: TerminalConfig, path: Path) -> TerminalConfig:
-    """The holidays of an iCalendar file too, from yesterday on; a terminal starts more often than it ends."""
+def with_holidays(config: TerminalConfig) -> TerminalConfig:
+    """With the days of its holidays file, from yesterday on. Raises ConfigError when that can't be used."""
     from cardlib.holidays import YEARS, read  # noqa: PLC0415  # heavy, and few have such a file
 
+    if config.holidays_file is None:
+        return config
     today = datetime.now(UTC).date()
-    found = config.holidays | read(path, today - timedelta(1), today.replace(year=today.year + YEARS, day=1))
+    last = today.replace(year=today.year + YEARS, day=1)
+    found = config.holidays | read(config.holidays_file, today - timedelta(1), last)
     doors = {number: replace(rules, holidays=found) for number, rules in config.doors.items()}
     return replace(config, holidays=found, doors=doors)

@@ -123,7 +123,7 @@ class Process:
 
     def run(self) -> None:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
-        with _signals() as told:
+        with signals() as told:
             self._begin()
             try:
                 while not told and not self._over:
@@ -270,7 +270,7 @@ class Process:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collect the wish to stop, so that the card under way is finished; who insists is obeyed at once."""
     told: list[int] = []
 

@@ -14,9 +14,9 @@ from cardlib.errors import ConfigError
 from cardlib.sam import SamPool
 from cardlib.serialport import PtyPort, SerialPort
 from cardlib.transport import GetResponse, Transport
-from console import Session
+from console import Session, Watcher
 from terminals import posts
-from terminals.config import Kind, TerminalConfig
+from terminals.config import Kind, TerminalConfig, with_holidays
 from terminals.home import Home, OpenPort, Unit
 from terminals.posts.base import Post, asking
 from terminals.run import Keyboard, Line, Process, Screen
@@ -59,14 +59,9 @@ class Station:
         session = self.session
         reader = session.watch()
 
-        def at_hand(name: str | None) -> Transport:
-            if reader is None or name is not None:
-                return session.connect(name)
-            return session.traced(GetResponse(reader.connect()))
-
         keyboard = Keyboard(sys.stdin.fileno())
         emit: Callable[[dict[str, Any]], None] = session.emit if session.json else lambda _: None
-        return Process(terminal, post, keyboard, at_hand, reader, session.note, emit, link)
+        return Process(terminal, post, keyboard, at_hand(session, reader), reader, session.note, emit, link)
 
     def run_home(
         self, home: Home, address: int, port: str | None, *, pty: bool = False,
@@ -91,10 +86,22 @@ class Station:
         """The terminal that a configuration describes. Raises ConfigError when it can't run here."""
         if config.kind in posts.ELSEWHERE:
             raise ConfigError(posts.ELSEWHERE[config.kind])
+        config = with_holidays(config)
         sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
         terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
         own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
         return terminal, own.post(terminal)
+
+
+def at_hand(session: Session, reader: Watcher | None) -> Callable[[str | None], Transport]:
+    """How a card is connected to: the one in the reader that was watched, or by its name."""
+
+    def connect(name: str | None) -> Transport:
+        if reader is None or name is not None:
+            return session.connect(name)
+        return session.traced(GetResponse(reader.connect()))
+
+    return connect
 
 
 def _linked(folder: Path, name: str) -> Path:

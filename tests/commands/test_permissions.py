@@ -137,6 +137,7 @@ OPEN = {
     "sim terminal": "simulated hardware",
     "sim pn532": "simulated hardware",
     "sim uid": "simulated hardware",
+    "sim door": "simulated hardware",
     "terminal scan": "says HELLO, as whoever holds the cable can",
     "terminal identity make": "a key that only an authority's token makes good for something",
     "terminal identity show": "the installer's own token",
@@ -154,6 +155,7 @@ OPEN = {
     "terminal provision": "the terminal checks the installer's token",
     "terminal report": "the terminal checks the installer's token",
     "terminal run": "the terminal's own: its SAM is its authority",
+    "terminal head": "its SAM is its authority, and the line's key",
     "terminal schema": "says what a file may hold",
 }
 
@@ -178,6 +180,8 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "sim terminal": ["till", "--pty"],
     "sim pn532": ["reader", "--pty"],
     "sim uid": ["reader", "--pty"],
+    "sim door": ["line", "--pty"],
+    "terminal head": ["--port", "no-port", "--address", "5", "--sam-reader", "sim:sam.img"],
     "terminal scan": ["--port", "no-port"],
     "terminal identity make": ["an.key", "--name", "An"],
     "terminal identity show": ["--identity", "an.key"],
