@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -86,6 +87,8 @@ class Station:
         """The terminal that a configuration describes. Raises ConfigError when it can't run here."""
         if config.kind in posts.ELSEWHERE:
             raise ConfigError(posts.ELSEWHERE[config.kind])
+        if home.host.reader_keys and home.host.reader_keys.path.exists():
+            os.environ.setdefault("ONECARD_SCBK_FILE", str(home.host.reader_keys.path))  # where doors look for them
         sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
         terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
         own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
