@@ -11,13 +11,13 @@ import select
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from cardlib.errors import DatabaseError, OneCardError, OutcomeUnknown, ReaderLost, Refused, TransportError
-from cardlib.readers import NOTHING_KNOWN, Presence
+from cardlib.readers import NOTHING_KNOWN
 from cardlib.transport import Transport
 from terminals.config import Kind
-from terminals.posts.base import STOPPED, Post
+from terminals.posts.base import STOPPED, OwnReaders, Post, Watched
 from terminals.reasons import BY_CODE
 from terminals.runtime import Terminal
 from terminals.screen import ConsoleScreen, Notice, Say
@@ -30,14 +30,22 @@ LOOK_S = 0.02
 
 
 class Screen(ConsoleScreen):
-    """A console that remembers whether it has said something since ``fresh`` was set."""
+    """A console that remembers whether it has said something since ``fresh`` was set.
+
+    ``also`` is told each notice too: a reader at a door, say.
+    """
 
     fresh = True
+
+    def __init__(self, stream: TextIO, language: str = "zh") -> None:
+        super().__init__(stream, language)
+        self.also: Callable[[Notice], object] = lambda _: None
 
     def show(self, notice: Notice) -> None:
         """See ``terminals.screen.Screen``."""
         self.fresh = False
         super().show(notice)
+        self.also(notice)
 
 
 class Keyboard:
@@ -64,13 +72,6 @@ class Keyboard:
             return None
         self._raw = rest
         return line.decode(errors="replace").strip()
-
-
-class Watched(Protocol):
-    """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
-
-    def wait(self, known: Presence, timeout_ms: int) -> Presence:
-        """The presence when it changes, or after the timeout. Raises ReaderLost."""
 
 
 class Line(Protocol):
@@ -104,13 +105,21 @@ class Process:
         link: Line | None = None,
     ) -> None:
         assert isinstance(terminal.screen, Screen)
-        self._terminal, self._screen, self._post = terminal, terminal.screen, post
-        self._keyboard, self._connect, self._reader = keyboard, connect, reader
-        self._note, self._emit, self._link = note, emit, link
+        self._screen, self._keyboard, self._reader_at_hand = terminal.screen, keyboard, (reader, connect)
+        self._note, self._tell, self._link = note, emit, link
         self._last: str | None = None
-        self._known = NOTHING_KNOWN
         self._trouble = ""
         self._over = False
+        self._fit(terminal, post)
+
+    def _fit(self, terminal: Terminal, post: Post) -> None:
+        """Be this terminal from now on, with the post's own readers where it has some."""
+        self._terminal, self._post, self._known = terminal, post, NOTHING_KNOWN
+        self._own = post if isinstance(post, OwnReaders) else None
+        self._reader, self._connect = (self._own, self._own.connect) if self._own else self._reader_at_hand
+
+    def _emit(self, data: dict[str, Any]) -> None:
+        self._tell((self._own.where if self._own else {}) | data)
 
     def run(self) -> None:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
@@ -142,7 +151,8 @@ class Process:
         if link is None:
             line = self._keyboard.line(TURN_S if reader is None else 0)
         else:
-            line = self._keyboard.line(link.wait_s(LOOK_S if reader else TURN_S), link.descriptors())
+            longest_s = 0.0 if self._own else LOOK_S if reader else TURN_S
+            line = self._keyboard.line(link.wait_s(longest_s), link.descriptors())
         if line is not None:
             self._line(line)
         elif self._keyboard.ended and reader is None and link is None:
@@ -159,7 +169,7 @@ class Process:
     def _renew(self, link: Line) -> None:
         """What came over the line takes effect: the old post has let go of everything before the new one is made."""
         self._end()
-        self._terminal, self._post = link.made()
+        self._fit(*link.made())
         self._begin()
         config = self._terminal.config
         self._emit(
@@ -183,7 +193,8 @@ class Process:
     def _watch(self, reader: Watched) -> None:
         """Serve a card that has come to a reader which sees it; a lost reader is looked for again."""
         try:
-            now = reader.wait(self._known, 0 if self._link else int(TURN_S * 1000))
+            longest_s = TURN_S if self._link is None else LOOK_S if self._own else 0
+            now = reader.wait(self._known, int(longest_s * 1000))
             changed = (now.present, now.changes) != (self._known.present, self._known.changes)
             self._known, self._trouble = now, ""
             if now.present and changed:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from cardlib.errors import ConfigError
 from cardlib.sam import SamPool
 from cardlib.serialport import PtyPort, SerialPort
+from cardlib.transport import GetResponse, Transport
 from console import Session
 from terminals import posts
 from terminals.config import Kind, TerminalConfig
@@ -46,7 +47,10 @@ class Station:
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
         pin = asking(session.secret, session.note)
-        return posts.make_post(terminal, self.amount, self.stream, self.language, session.operator, pin)
+        return posts.make_post(
+            terminal, self.amount, self.stream, self.language, session.operator, pin,
+            lambda: session.secret_lines("scbk"), tags=session.reader.startswith("uid:"),
+        )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
         """Serve the cards in the session's reader until the end."""
@@ -54,15 +58,16 @@ class Station:
 
     def _process(self, terminal: Terminal, post: Post, link: Line | None) -> Process:
         session = self.session
-        scheme, _, name = session.reader.partition(":")
-        reader = None
-        if scheme == "pcsc":
-            from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
+        reader = session.watch()
 
-            reader = session.keep(PcscReader(name))
+        def at_hand(name: str | None) -> Transport:
+            if reader is None or name is not None:
+                return session.connect(name)
+            return session.traced(GetResponse(reader.connect()))
+
         keyboard = Keyboard(sys.stdin.fileno())
-        emit = session.emit if session.json else lambda _: None
-        return Process(terminal, post, keyboard, session.connect, reader, session.note, emit, link)
+        emit: Callable[[dict[str, Any]], None] = session.emit if session.json else lambda _: None
+        return Process(terminal, post, keyboard, at_hand, reader, session.note, emit, link)
 
     def run_home(
         self, home: Home, address: int, port: str | None, *, pty: bool = False,
