@@ -350,13 +350,18 @@ class OsdpPost:
                 self._idle(spot)
 
     def stop(self) -> None:
-        """All doors locked."""
+        """All doors locked, and the line let go: whoever comes next may open it."""
+        self._screen.also = lambda _: None
         with suppress(ReaderLost):
             for lock in self._locks.values():
                 lock.stand_free(False)
             end_ms = self.clock() + STOP_MS
             while self.clock() < end_ms and any(not ticket.is_done for _, ticket in self._asked):
                 self.step()
+        self.let_go()
+
+    let_go: Callable[[], None] = staticmethod(lambda: None)
+    """Closes the line, where it is this post's own."""
 
     # --- the line --------------------------------------------------------------------------------------------
 
@@ -533,4 +538,6 @@ def open_post(
     bus = Bus(port, line.baud, secrets.token_bytes)
     for address in addresses:
         bus.add(address, keys[address])
-    return OsdpPost(access, bus, line, tell, language, operator, lambda: time.monotonic_ns() // 1_000_000)
+    post = OsdpPost(access, bus, line, tell, language, operator, lambda: time.monotonic_ns() // 1_000_000)
+    post.let_go = port.close
+    return post
