@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from cardlib.crypto.noise import StaticKey, fingerprint
 from cardlib.crypto.signing import SigningKey
-from cardlib.errors import ConfigError, Conflict, OneCardError, TransportError
+from cardlib.errors import ConfigError, Conflict, OneCardError, Refused, TransportError
 from cardlib.profile import Purpose
 from cardlib.sam import CardSam, SamInfo, SamPool
 from cardlib.transport import Transport
@@ -312,7 +312,7 @@ class Unit:
         if home.config is not None:
             try:
                 return self._make_post(home.config, home)
-            except (ConfigError, Conflict, TransportError) as e:
+            except (ConfigError, Conflict, Refused, TransportError) as e:
                 self._note(str(e))
         nothing = TerminalConfig(0, Kind.POS, home.made.enterprise, home.journal.path, home.folder, bytes(32))
         waiting = Terminal(

@@ -446,9 +446,10 @@ def config_plan(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
 def config_apply(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
     """Put the uploaded configuration in force."""
     raw, file = _planned(host, payload)
-    host.settings.apply(raw, file)
-    host.journal.note("config", f"version {file.version}")
-    host.confirm_clock(file.created_ms)
+    if raw != host.settings.raw:  # a repeat changes nothing, and confirms no clock
+        host.settings.apply(raw, file)
+        host.journal.note("config", f"version {file.version}")
+        host.confirm_clock(file.created_ms)
     return {0: host.settings.version, 1: host.settings.etag}
 
 

@@ -77,6 +77,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "sam report-lost": [SERIAL],
     "blacklist add": [SERIAL],
     "blacklist remove": [SERIAL],
+    "blacklist revoke-token": ["0102030405060708"],
     "blacklist export": ["file"],
     "key make": ["card", "2"],
     "key state": ["card", "2", "active"],

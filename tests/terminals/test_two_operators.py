@@ -36,6 +36,7 @@ from tests.terminals.linkrig import (
     Line,
     Terminal,
     client,
+    config_file,
     installer,
     paired,
     token,
@@ -245,6 +246,8 @@ def doubtful(terminal: Terminal) -> bool:
 
 def test_a_clock_set_back_is_doubtful_until_a_signed_file(one: Client, terminal: Terminal) -> None:
     """One operator can't set it before the newest record, two can; then it counts only once a newer list is there."""
+    digest = one.upload("config", config_file(1, created_ms=NOW - 5_000))
+    one.request(smp.CONFIG_APPLY, {0: b"", 1: digest})
     terminal.wall.ms = NOW + DAY_MS
     terminal.journal.note("a day ahead")
     assert reason(lambda: one.set_clock(NOW)) == "clock_back"
@@ -253,6 +256,9 @@ def test_a_clock_set_back_is_doubtful_until_a_signed_file(one: Client, terminal:
     one.set_clock(NOW)
     assert terminal.wall.ms == NOW
     assert doubtful(terminal)
+    digest = one.upload("config", config_file(1, created_ms=NOW - 5_000))
+    one.request(smp.CONFIG_APPLY, {0: one.request(smp.CONFIG_GET)[1], 1: digest})
+    assert doubtful(terminal), "the one in force already"
     push(one, 1, NOW + 10_000)
     assert doubtful(terminal), "a list that the clock is behind confirms nothing"
     terminal.wall.ms = NOW + 20_000
