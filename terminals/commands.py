@@ -246,6 +246,7 @@ def run_command(
     """Run the terminal that the file describes: serve the cards in --reader until interrupted, or a line says quit."""
     from terminals import posts, run  # noqa: PLC0415  # the other verbs need no loop
     from terminals.posts.base import asking  # noqa: PLC0415  # likewise
+    from terminals.register import listening  # noqa: PLC0415  # likewise
 
     def make(kind: config.Kind) -> type[Terminal]:
         if kind in posts.ELSEWHERE:
@@ -254,6 +255,9 @@ def run_command(
 
     stream = sys.stderr if session.json else sys.stdout
     terminal = _open(session, file, sam_reader, make, run.Screen(stream, language))
+    till = terminal.config.till
+    if cashier and till.operators:
+        raise ConfigError(f"{file} names operators: leave --cashier out and type `shift open`, then present the card")
     if cashier and terminal.journal.shift is None:
         terminal.open_shift(cashier)
     pin = asking(session.secret, session.note)
@@ -266,4 +270,6 @@ def run_command(
         reader = session.keep(PcscReader(name))
     keyboard = run.Keyboard(sys.stdin.fileno())
     emit = session.emit if session.json else lambda _: None
-    run.Process(terminal, post, keyboard, session.connect, reader, session.note, emit).run()
+    process = run.Process(terminal, post, keyboard, session.connect, reader, session.note, emit)
+    with listening(process, terminal, pin):
+        process.run()

@@ -14,19 +14,31 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedIOBase
+from queue import Empty, SimpleQueue
 from socket import IPPROTO_TCP, TCP_NODELAY
 from socketserver import StreamRequestHandler, ThreadingTCPServer
-from typing import Any
+from typing import Any, Protocol
 
-from cardlib.errors import Conflict, FormatError, NotFound, OneCardError, OutcomeUnknown, Refused, TransportError
+from cardlib.errors import (
+    ConfigError,
+    Conflict,
+    FormatError,
+    NotFound,
+    OneCardError,
+    OutcomeUnknown,
+    ReaderLost,
+    Refused,
+    TransportError,
+)
+from cardlib.serialport import SerialPort
 from terminals.journal import JobState
 from terminals.pos import Pos
 from terminals.prices import Charge
 from terminals.reasons import BY_CODE, Reason
-from terminals.runtime import SAID, CardSource, Receipt
+from terminals.runtime import SAID, CardSource, Receipt, Terminal
 
 MAX_LINE = 1 << 16
 MAX_NUMBER = 64
@@ -173,6 +185,26 @@ def _charge(request: dict[str, Any]) -> Charge:
     return Charge(tuple(amounts), counts[0], tuple((code, count) for code, count in items), counts[1], counts[2])
 
 
+class InTurn(Register):
+    """The same for a process with one loop: whoever sends a line waits until ``turn`` has answered it."""
+
+    def __init__(self, pos: Pos, cards: CardSource, pin: Callable[[], str | None] | None = None) -> None:
+        super().__init__(pos, cards, pin)
+        self._asked: SimpleQueue[tuple[bytes, SimpleQueue[bytes]]] = SimpleQueue()
+
+    def answer(self, line: bytes) -> bytes:
+        """See :class:`Register`."""
+        reply: SimpleQueue[bytes] = SimpleQueue()
+        self._asked.put((line, reply))
+        return reply.get()
+
+    def turn(self) -> None:
+        """Answer what was asked, if anything was."""
+        with suppress(Empty):
+            line, reply = self._asked.get_nowait()
+            reply.put(super().answer(line))
+
+
 class RegisterServer(ThreadingTCPServer):
     """Listens for cash registers; ``server_address`` says where. Use as a context manager, run ``serve_forever``."""
 
@@ -191,3 +223,79 @@ class _Line(StreamRequestHandler):
         self.connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         with suppress(OSError):  # the register hung up: it asks again with its number
             self.server.register.talk(self.rfile, self.wfile)
+
+
+class SerialLine(threading.Thread):
+    """A cash register on a serial port, until ``stop``; a port that is lost is looked for again."""
+
+    def __init__(self, register: Register, url: str, baud: int) -> None:
+        super().__init__(daemon=True)
+        self._register, self._url, self._baud = register, url, baud
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Answer line after line."""
+        while not self._over.is_set():
+            try:
+                port = SerialPort(self._url, self._baud)
+                try:
+                    self._talk(port)
+                finally:
+                    port.close()
+            except ReaderLost:
+                self._over.wait(1)
+
+    def _talk(self, port: SerialPort) -> None:
+        raw = b""
+        while not self._over.is_set():
+            raw += port.read()
+            line, newline, rest = raw.partition(b"\n")
+            if newline or len(raw) > MAX_LINE:
+                raw = rest
+                port.write(self._register.answer(line))
+            else:
+                self._over.wait(0.01)
+
+    def stop(self) -> None:
+        """Let the port go."""
+        self._over.set()
+        self.join(5)
+
+
+class Round(CardSource, Protocol):
+    """A process with one loop, which lets ``register`` have its turn in each round."""
+
+    register: Turning | None
+
+
+class Turning(Protocol):
+    """See :class:`InTurn`."""
+
+    def turn(self) -> None:
+        """Answer what was asked."""
+
+
+@contextmanager
+def listening(process: Round, terminal: Terminal, pin: Callable[[], str | None]) -> Iterator[None]:
+    """Let the cash registers that a till's configuration names ask; the process answers in its own turn.
+
+    Raises ConfigError when something else listens on the port.
+    """
+    till = terminal.config.till
+    if not isinstance(terminal, Pos) or not (till.register_port or till.register_serial):
+        yield
+        return
+    process.register = InTurn(terminal, process, pin)
+    with ExitStack() as stack:
+        if till.register_port:
+            try:
+                server = stack.enter_context(RegisterServer(process.register, ("127.0.0.1", till.register_port)))
+            except OSError as e:
+                raise ConfigError(f"register_port {till.register_port}: {e.strerror}: choose another") from e
+            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+            stack.callback(server.shutdown)
+        if till.register_serial:
+            line = SerialLine(process.register, till.register_serial, till.register_baud)
+            line.start()
+            stack.callback(line.stop)
+        yield

@@ -9,11 +9,21 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-from cardlib.errors import DatabaseError, OneCardError, OutcomeUnknown, ReaderLost, Refused, TransportError
+from cardlib.errors import (
+    Conflict,
+    DatabaseError,
+    NotFound,
+    OneCardError,
+    OutcomeUnknown,
+    ReaderLost,
+    Refused,
+    TransportError,
+)
 from cardlib.readers import NOTHING_KNOWN, Presence
 from cardlib.transport import Transport
 from terminals.config import Kind
@@ -69,6 +79,13 @@ class Watched(Protocol):
         """The presence when it changes, or after the timeout. Raises ReaderLost."""
 
 
+class Turning(Protocol):
+    """What has a turn in each round: a till's cash register."""
+
+    def turn(self) -> None:
+        """Do what waits, if anything does."""
+
+
 class Process:
     """Runs one post until it is told to stop, or nobody can present anything any more."""
 
@@ -89,20 +106,23 @@ class Process:
         self._known = NOTHING_KNOWN
         self._trouble = ""
         self._over = False
+        self._told: list[int] = []
+        self._asked_anew = True
+        self.register: Turning | None = None
 
     def run(self) -> None:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
         config = self._terminal.config
         self._journal("started", f"{config.kind.value}, configuration {config.version}")
-        with _signals() as told:
+        with _signals() as self._told:
             try:
                 self._screen.show(Notice(Say.PRESENT))
-                while not told and not self._over:
+                while not self._told and not self._over:
                     self._turn()
             finally:
                 self._post.stop()
             self._journal(STOPPED.code)
-        if signal.SIGINT in told:
+        if signal.SIGINT in self._told:
             raise KeyboardInterrupt
 
     def _turn(self) -> None:
@@ -117,19 +137,51 @@ class Process:
             self._post.turn()
         except Refused as e:
             self._complain(str(e))
+        if self.register is not None:
+            self._asked_anew = True
+            self.register.turn()
+
+    def wait(self) -> Transport | None:
+        """The next card for a cash register's sale; None after a while, at the end, or when ``cancel`` is typed."""
+        end = time.monotonic() + self._terminal.config.till.register_wait_s
+        if self._asked_anew:
+            self._known, self._asked_anew = NOTHING_KNOWN, False  # the card may lie there already
+        while time.monotonic() < end and not self._told and not self._over:
+            line = self._keyboard.line(TURN_S if self._reader is None else 0)
+            if line == "cancel" or (line is None and self._reader is None and self._keyboard.ended):
+                return None
+            shown = None if line is None or self._reader is not None else _shown(line)
+            try:
+                if shown or (self._reader is not None and self._comes(self._reader)):
+                    return self._connect(shown[0] if shown else None)
+            except ReaderLost as e:
+                self._lost(e)
+            except OneCardError as e:
+                self._note(str(e))
+            if line == "quit":
+                self._over = True
+            elif line and not shown:
+                self._note("a cash register's sale waits for its card: cancel gives it up")
+        return None
 
     def _watch(self, reader: Watched) -> None:
         """Serve a card that has come to a reader which sees it; a lost reader is looked for again."""
         try:
-            now = reader.wait(self._known, int(TURN_S * 1000))
-            changed = (now.present, now.changes) != (self._known.present, self._known.changes)
-            self._known, self._trouble = now, ""
-            if now.present and changed:
+            if self._comes(reader):
                 self._present(None)
         except ReaderLost as e:
-            self._known = NOTHING_KNOWN
-            self._complain(str(e))
-            select.select([], [], [], TURN_S)
+            self._lost(e)
+
+    def _comes(self, reader: Watched) -> bool:
+        now = reader.wait(self._known, int(TURN_S * 1000))
+        changed = (now.present, now.changes) != (self._known.present, self._known.changes)
+        self._known, self._trouble = now, ""
+        return now.present and changed
+
+    def _lost(self, e: ReaderLost) -> None:
+        self._known = NOTHING_KNOWN
+        self._complain(str(e))
+        select.select([], [], [], TURN_S)
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -137,20 +189,21 @@ class Process:
             self._note(trouble)
 
     def _line(self, line: str) -> None:
-        words = line.split()
+        words, shown = line.split(), _shown(line)
+        self._screen.fresh = True
         try:
             if words == ["quit"]:
                 self._over = True
-            elif not words and self._reader is None:
-                self._present(None)
-            elif words[:1] == ["card"] and len(words) > 1 and self._reader is None:
-                self._present(f"sim:{line.split(maxsplit=1)[1]}")
+            elif shown and self._reader is None:
+                self._present(shown[0])
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")
             elif words and self._terminal.config.kind is Kind.POS:
                 self._known = NOTHING_KNOWN  # the card may lie there already
         except Refused as e:
             self._refused(e)
+        except (Conflict, NotFound) as e:
+            self._note(str(e))
 
     def _present(self, name: str | None) -> None:
         try:
@@ -193,6 +246,14 @@ class Process:
     def _journal(self, code: str, text: str = "") -> None:
         with suppress(Refused):  # full: it says so when it matters
             self._terminal.journal.note(code, text)
+
+
+def _shown(line: str) -> tuple[str | None] | None:
+    """The card that a line presents where the reader is simulated, if it does: None for that of ``--reader``."""
+    words = line.split(maxsplit=1)
+    if not words:
+        return (None,)
+    return (f"sim:{words[1]}",) if words[0] == "card" and len(words) > 1 else None
 
 
 @contextmanager

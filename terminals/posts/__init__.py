@@ -42,4 +42,4 @@ def make_post(
     if isinstance(terminal, Attendance):
         return AttendancePost(terminal)
     assert isinstance(terminal, Pos)
-    return PosPost(terminal, amount_fen, pin, tell)
+    return PosPost(terminal, amount_fen, pin, tell, language)
