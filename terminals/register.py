@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from io import BufferedIOBase
 from queue import Empty, SimpleQueue
 from socket import IPPROTO_TCP, TCP_NODELAY
 from socketserver import StreamRequestHandler, ThreadingTCPServer
-from typing import Any, Protocol
+from typing import Any
 
 from cardlib.errors import (
-    ConfigError,
     Conflict,
     FormatError,
     NotFound,
@@ -38,7 +37,7 @@ from terminals.journal import JobState
 from terminals.pos import Pos
 from terminals.prices import Charge
 from terminals.reasons import BY_CODE, Reason
-from terminals.runtime import SAID, CardSource, Receipt, Terminal
+from terminals.runtime import SAID, CardSource, Receipt
 
 MAX_LINE = 1 << 16
 MAX_NUMBER = 64
@@ -204,6 +203,19 @@ class InTurn(Register):
             line, reply = self._asked.get_nowait()
             reply.put(super().answer(line))
 
+    def listen(self, port: int | None, serial: str, baud: int) -> Callable[[], None]:
+        """Let registers ask, on a port of this machine and a serial port; what is returned ends it. Raises OSError."""
+        with ExitStack() as stack:
+            if port:
+                server = stack.enter_context(RegisterServer(self, ("127.0.0.1", port)))
+                threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+                stack.callback(server.shutdown)
+            if serial:
+                line = SerialLine(self, serial, baud)
+                line.start()
+                stack.callback(line.stop)
+            return stack.pop_all().close
+
 
 class RegisterServer(ThreadingTCPServer):
     """Listens for cash registers; ``server_address`` says where. Use as a context manager, run ``serve_forever``."""
@@ -260,42 +272,3 @@ class SerialLine(threading.Thread):
         """Let the port go."""
         self._over.set()
         self.join(5)
-
-
-class Round(CardSource, Protocol):
-    """A process with one loop, which lets ``register`` have its turn in each round."""
-
-    register: Turning | None
-
-
-class Turning(Protocol):
-    """See :class:`InTurn`."""
-
-    def turn(self) -> None:
-        """Answer what was asked."""
-
-
-@contextmanager
-def listening(process: Round, terminal: Terminal, pin: Callable[[], str | None]) -> Iterator[None]:
-    """Let the cash registers that a till's configuration names ask; the process answers in its own turn.
-
-    Raises ConfigError when something else listens on the port.
-    """
-    till = terminal.config.till
-    if not isinstance(terminal, Pos) or not (till.register_port or till.register_serial):
-        yield
-        return
-    process.register = InTurn(terminal, process, pin)
-    with ExitStack() as stack:
-        if till.register_port:
-            try:
-                server = stack.enter_context(RegisterServer(process.register, ("127.0.0.1", till.register_port)))
-            except OSError as e:
-                raise ConfigError(f"register_port {till.register_port}: {e.strerror}: choose another") from e
-            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-            stack.callback(server.shutdown)
-        if till.register_serial:
-            line = SerialLine(process.register, till.register_serial, till.register_baud)
-            line.start()
-            stack.callback(line.stop)
-        yield

@@ -10,9 +10,9 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from cardlib.errors import (
     Conflict,
@@ -24,10 +24,10 @@ from cardlib.errors import (
     Refused,
     TransportError,
 )
-from cardlib.readers import NOTHING_KNOWN, Presence
+from cardlib.readers import NOTHING_KNOWN
 from cardlib.transport import Transport
 from terminals.config import Kind
-from terminals.posts.base import STOPPED, Post
+from terminals.posts.base import STOPPED, AsksForCards, OwnReaders, Post, Watched
 from terminals.reasons import BY_CODE
 from terminals.runtime import Terminal
 from terminals.screen import ConsoleScreen, Notice, Say
@@ -35,17 +35,27 @@ from terminals.screen import ConsoleScreen, Notice, Say
 MAX_LINE = 4096
 TURN_S = 0.2
 """How long a turn waits for a card or a line; doors are looked at in each."""
+LOOK_S = 0.02
+"""How long a turn waits for keyboard and installer's line where a reader has to be looked at as well."""
 
 
 class Screen(ConsoleScreen):
-    """A console that remembers whether it has said something since ``fresh`` was set."""
+    """A console that remembers whether it has said something since ``fresh`` was set.
+
+    ``also`` is told each notice too: a reader at a door, say.
+    """
 
     fresh = True
+
+    def __init__(self, stream: TextIO, language: str = "zh") -> None:
+        super().__init__(stream, language)
+        self.also: Callable[[Notice], object] = lambda _: None
 
     def show(self, notice: Notice) -> None:
         """See ``terminals.screen.Screen``."""
         self.fresh = False
         super().show(notice)
+        self.also(notice)
 
 
 class Keyboard:
@@ -54,12 +64,14 @@ class Keyboard:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._raw = b""
-        self.ended = False
+        # A job in the background must not take what is typed to the shell: it would be stopped.
+        self.ended = os.isatty(descriptor) and os.tcgetpgrp(descriptor) != os.getpgrp()
 
-    def line(self, timeout_s: float) -> str | None:
-        """The next line, or None when none was finished in time."""
-        if b"\n" not in self._raw and not self.ended:
-            if not select.select([self._descriptor], [], [], timeout_s)[0]:
+    def line(self, timeout_s: float, others: Sequence[int] = ()) -> str | None:
+        """The next line, or None when none was finished in time; returns early when ``others`` can be read."""
+        if b"\n" not in self._raw:
+            own = [] if self.ended else [self._descriptor]
+            if self._descriptor not in select.select([*own, *others], [], [], timeout_s)[0]:
                 return None
             chunk = os.read(self._descriptor, 4096)
             self.ended = not chunk
@@ -72,18 +84,20 @@ class Keyboard:
         return line.decode(errors="replace").strip()
 
 
-class Watched(Protocol):
-    """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
+class Line(Protocol):
+    """An installer's line, served between two taps: ``terminals.home.Unit``."""
 
-    def wait(self, known: Presence, timeout_ms: int) -> Presence:
-        """The presence when it changes, or after the timeout. Raises ReaderLost."""
+    def made(self) -> tuple[Terminal, Post]:
+        """The terminal and its post as they must be now."""
 
+    def descriptors(self) -> list[int]:
+        """What to wait for beside the keyboard."""
 
-class Turning(Protocol):
-    """What has a turn in each round: a till's cash register."""
+    def wait_s(self, longest_s: float) -> float:
+        """How long a turn may wait."""
 
-    def turn(self) -> None:
-        """Do what waits, if anything does."""
+    def poll(self) -> bool:
+        """Answer what has come; True when terminal and post must be made anew."""
 
 
 class Process:
@@ -98,57 +112,133 @@ class Process:
         reader: Watched | None,
         note: Callable[[str], None],
         emit: Callable[[dict[str, Any]], None],
+        link: Line | None = None,
     ) -> None:
         assert isinstance(terminal.screen, Screen)
-        self._terminal, self._screen, self._post = terminal, terminal.screen, post
-        self._keyboard, self._connect, self._reader = keyboard, connect, reader
-        self._note, self._emit = note, emit
-        self._known = NOTHING_KNOWN
+        self._screen, self._keyboard, self._reader_at_hand = terminal.screen, keyboard, (reader, connect)
+        self._note, self._tell, self._link = note, emit, link
+        self._last: str | None = None
         self._trouble = ""
         self._over = False
         self._told: list[int] = []
-        self._asked_anew = True
-        self.register: Turning | None = None
+        self._renewal_due = False
+        self._fit(terminal, post)
+
+    def _fit(self, terminal: Terminal, post: Post) -> None:
+        """Be this terminal from now on, with the post's own readers where it has some."""
+        self._terminal, self._post, self._known = terminal, post, NOTHING_KNOWN
+        self._own = post if isinstance(post, OwnReaders) else None
+        self._reader, self._connect = (self._own, self._own.connect) if self._own else self._reader_at_hand
+
+    def _emit(self, data: dict[str, Any]) -> None:
+        self._tell((self._own.where if self._own else {}) | data)
 
     def run(self) -> None:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
-        config = self._terminal.config
-        self._journal("started", f"{config.kind.value}, configuration {config.version}")
         with _signals() as self._told:
+            self._begin()
             try:
-                self._screen.show(Notice(Say.PRESENT))
                 while not self._told and not self._over:
                     self._turn()
-            finally:
+            except BaseException:
                 self._post.stop()
-            self._journal(STOPPED.code)
+                raise
+            self._end()
         if signal.SIGINT in self._told:
             raise KeyboardInterrupt
 
+    def _begin(self) -> None:
+        config = self._terminal.config
+        if config.version:
+            self._journal("started", f"{config.kind.value}, configuration {config.version}")
+        self._screen.show(Notice(Say.PRESENT if config.version else Say.NOT_PROVISIONED))
+        if isinstance(self._post, AsksForCards):
+            self._post.listen(self._come)
+
+    def _end(self) -> None:
+        self._post.stop()
+        if self._terminal.config.version:
+            self._journal(STOPPED.code)
+
     def _turn(self) -> None:
-        line = self._keyboard.line(TURN_S if self._reader is None else 0)
+        link, reader = self._link, self._reader
+        line = self._typed(link, reader)
         if line is not None:
             self._line(line)
-        elif self._keyboard.ended and self._reader is None:
+        elif self._keyboard.ended and reader is None and link is None:
             self._over = True
-        elif self._reader is not None:
-            self._watch(self._reader)
+        elif reader is not None:
+            self._watch(reader)
+        if link is not None and (link.poll() or self._renewal_due):
+            self._renew(link)
         try:
             self._post.turn()
         except Refused as e:
             self._complain(str(e))
-        if self.register is not None:
-            self._asked_anew = True
-            self.register.turn()
 
-    def wait(self) -> Transport | None:
-        """The next card for a cash register's sale; None after a while, at the end, or when ``cancel`` is typed."""
-        end = time.monotonic() + self._terminal.config.till.register_wait_s
-        if self._asked_anew:
-            self._known, self._asked_anew = NOTHING_KNOWN, False  # the card may lie there already
-        while time.monotonic() < end and not self._told and not self._over:
-            line = self._keyboard.line(TURN_S if self._reader is None else 0)
-            if line == "cancel" or (line is None and self._reader is None and self._keyboard.ended):
+    def _typed(self, link: Line | None, reader: Watched | None) -> str | None:
+        if link is None:
+            return self._keyboard.line(TURN_S if reader is None else 0)
+        longest_s = 0.0 if self._own else LOOK_S if reader else TURN_S
+        return self._keyboard.line(link.wait_s(longest_s), link.descriptors())
+
+    def _renew(self, link: Line) -> None:
+        """What came over the line takes effect: the old post has let go of everything before the new one is made."""
+        self._renewal_due = False
+        self._end()
+        self._fit(*link.made())
+        self._begin()
+        config = self._terminal.config
+        self._emit(
+            {"event": "configured", "kind": config.kind.value if config.version else "", "version": config.version}
+        )
+
+    def test_card(self) -> str:
+        """Read the card in the reader: it and the SAM prove themselves to each other. Raises OneCardError."""
+        card = self._connect(self._last)
+        try:
+            with self._terminal.tap(card) as tap:
+                return f"card {tap.session.factor.hex().upper()} and SAM {tap.sam.info().serial.hex().upper()} agree"
+        finally:
+            card.close()
+
+    def test_screen(self) -> str:
+        """Show the test picture."""
+        self._screen.show(Notice(Say.TEST))
+        return "the test picture is on the screen: look at it"
+
+    def _watch(self, reader: Watched) -> None:
+        """Serve a card that has come to a reader which sees it; a lost reader is looked for again."""
+        try:
+            if self._comes(reader):
+                self._present(None)
+        except ReaderLost as e:
+            self._lost(e)
+
+    def _comes(self, reader: Watched) -> bool:
+        longest_s = TURN_S if self._link is None else LOOK_S if self._own else 0
+        now = reader.wait(self._known, int(longest_s * 1000))
+        changed = (now.present, now.changes) != (self._known.present, self._known.changes)
+        self._known, self._trouble = now, ""
+        return now.present and changed
+
+    def _lost(self, e: ReaderLost) -> None:
+        self._known = NOTHING_KNOWN
+        self._complain(str(e))
+        select.select([], [], [], TURN_S)
+
+    def _come(self, first: bool, until_s: float) -> Transport | None:
+        """The next card for a post that asks for one; at the first asking also one that lies there already.
+
+        None when ``until_s`` (monotonic) is over, somebody types ``cancel``, or the process ends.
+        """
+        if first:
+            self._known = NOTHING_KNOWN
+        while time.monotonic() < until_s and not self._told and not self._over:
+            line = self._typed(self._link, self._reader)
+            nobody = self._keyboard.ended and self._reader is None
+            self._renewal_due |= self._link is not None and self._link.poll()
+            if line == "cancel" or self._renewal_due or (line is None and nobody):
                 return None
             shown = None if line is None or self._reader is not None else _shown(line)
             try:
@@ -161,27 +251,8 @@ class Process:
             if line == "quit":
                 self._over = True
             elif line and not shown:
-                self._note("a cash register's sale waits for its card: cancel gives it up")
+                self._note("a sale waits for its card: cancel gives it up")
         return None
-
-    def _watch(self, reader: Watched) -> None:
-        """Serve a card that has come to a reader which sees it; a lost reader is looked for again."""
-        try:
-            if self._comes(reader):
-                self._present(None)
-        except ReaderLost as e:
-            self._lost(e)
-
-    def _comes(self, reader: Watched) -> bool:
-        now = reader.wait(self._known, int(TURN_S * 1000))
-        changed = (now.present, now.changes) != (self._known.present, self._known.changes)
-        self._known, self._trouble = now, ""
-        return now.present and changed
-
-    def _lost(self, e: ReaderLost) -> None:
-        self._known = NOTHING_KNOWN
-        self._complain(str(e))
-        select.select([], [], [], TURN_S)
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -195,6 +266,7 @@ class Process:
             if words == ["quit"]:
                 self._over = True
             elif shown and self._reader is None:
+                self._last = shown[0] or self._last
                 self._present(shown[0])
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +16,11 @@ from terminals import printer, receipts
 from terminals.journal import Job
 from terminals.policy import Operation
 from terminals.pos import Pos
-from terminals.posts.base import STOPPED
+from terminals.posts.base import STOPPED, Come
 from terminals.prices import Charge
 from terminals.reasons import Reason
 from terminals.receipts import Paper
+from terminals.register import InTurn
 from terminals.runtime import SAID, Receipt
 from terminals.screen import Notice, Say
 
@@ -56,6 +58,23 @@ def charge_of(words: list[str], codes: frozenset[str]) -> tuple[Charge, str] | N
     return Charge(tuple(keyed), counts["meal"], tuple(items), counts["unit"]), sale
 
 
+class _Presented:
+    """Cards for a cash register's sale, as a process hands them on; each sale waits so long in all."""
+
+    def __init__(self, come: Come, wait_s: int) -> None:
+        self._come, self._wait_s = come, wait_s
+        self._first, self._until_s = True, 0.0
+
+    def begin(self) -> None:
+        """Another sale: its card may lie there already."""
+        self._first, self._until_s = True, time.monotonic() + self._wait_s
+
+    def wait(self) -> Transport | None:
+        """See ``terminals.runtime.CardSource``."""
+        first, self._first = self._first, False
+        return self._come(first, self._until_s)
+
+
 class PosPost:
     """A till: a fixed amount for each card, or what was keyed for the next one.
 
@@ -84,6 +103,8 @@ class PosPost:
         self._codes = frozenset(item.code for item in pos.rules.prices.items)
         self._next: Act | None = None
         self._began_ms: int | None = None
+        self._register: InTurn | None = None
+        self._deafen: Callable[[], None] = lambda: None
         self._unseen = self._paid_unseen()
         if self._unseen:
             job = self._unseen
@@ -104,7 +125,8 @@ class PosPost:
             return None
         if self._fixed_fen not in (None, found[0].amount_fen) or self._pos.now_ms() - found[1].utc_ms > UNSEEN_MS:
             return None
-        return None if journal.entry(journal.last_seq).record == STOPPED else found[0]
+        since = range((found[0].legs[-1].closed_seq or journal.last_seq) + 1, journal.last_seq + 1)
+        return None if any(journal.entry(seq).record == STOPPED for seq in since) else found[0]
 
     # Cards
 
@@ -233,8 +255,25 @@ class PosPost:
         self._next = act
         self._pos.screen.show(Notice(Say.PRESENT, amount_fen))
 
+    # The cash register
+
+    def listen(self, come: Come) -> None:
+        """Let the cash registers that the configuration names ask; a port that can't be had is named."""
+        till = self._pos.config.till
+        if till.register_port or till.register_serial:
+            self._cards = _Presented(come, till.register_wait_s)
+            self._register = InTurn(self._pos, self._cards, self._pin)
+            try:
+                self._deafen = self._register.listen(till.register_port, till.register_serial, till.register_baud)
+            except OSError as e:
+                self._tell(f"register_port {till.register_port}: {e.strerror}: no cash register is listened to")
+
     def turn(self) -> None:
-        """Nothing happens without cards."""
+        """Answer a cash register."""
+        if self._register is not None:
+            self._cards.begin()
+            self._register.turn()
 
     def stop(self) -> None:
         """All is on the disk already."""
+        self._deafen()

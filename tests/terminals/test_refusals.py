@@ -15,6 +15,7 @@ from cardlib.errors import OneCardError, OutcomeUnknown, Refused
 from cardlib.profile import issuer_id
 from cardlib.transport import Decorator, Transport
 from simulator.card import Card
+from simulator.door import SimulatedDoor
 from simulator.hostile import StuckCounter
 from simulator.rig import Enterprise
 from terminals.doors import AntiPassback, Direction, Week
@@ -293,12 +294,31 @@ def out_of_hours(site: Site) -> None:
     site.show(site.card(schedule=1))
 
 
+class Gone(SimulatedDoor):
+    """A door whose hardware does not answer any more, as ``terminals.posts.osdp`` finds it."""
+
+    def release(self, duration_ms: int) -> None:
+        raise R.DOOR_AWAY.refusal(f"no answer for {duration_ms} ms")
+
+
+def hardware_gone(site: Site) -> None:
+    site.doors[1] = Gone(lambda: site.now_ms)
+    site.set_rules(RULES)
+    card = site.card()
+
+    def present(shown: Transport) -> Receipt:
+        raise AssertionError(f"opened: {site.terminal.present(shown)}")
+
+    site.terminal.serve(Taps(lambda: card), present)
+
+
 DOOR: dict[Reason, Callable[[Site], object]] = {
     R.NOT_THIS_DOOR: lambda s: s.show(s.card(groups=0)),
     R.OUTSIDE_SCHEDULE: out_of_hours,
     R.ANTI_PASSBACK: twice,
     R.INTERLOCK: locked_in,
     R.FIRST_CARD: too_early,
+    R.DOOR_AWAY: hardware_gone,
 }
 
 
