@@ -319,3 +319,28 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, port: int) -> None:
         till.post.listen(lambda *_: None)
         till.post.stop()
     assert len(till.told) == 1
+
+
+def test_an_old_list_reduces_and_a_too_old_one_stops(till: Till) -> None:
+    """Up to A all is as usual; up to B small payments and no undo; beyond B, or with a doubtful clock, nothing."""
+    rules = with_rules(prices=PRICES, payment_limit_fen=3_000)
+    till.shop.set_rules(rules)
+    till.post = PosPost(till.shop.pos, None, lambda: PIN, till.told.append, "en")
+    now_ms = till.shop.now_ms
+
+    def tried(age_ms: int, line: str) -> str:
+        till.shop.lists.created_ms = till.shop.now_ms - age_ms
+        till.type(line)
+        try:
+            return str(till.tap()["event"])
+        except Refused as e:
+            return e.reason
+
+    normal_ms, reduced_ms = rules.list_normal_ms, rules.list_reduced_ms
+    assert [tried(normal_ms, line) for line in ("20.01", "undo")] == ["pay", "undo_offline"]
+    assert tried(normal_ms + 1, "20.01") == "payment_limit"
+    assert [tried(normal_ms + 1, line) for line in ("20", "undo")] == ["pay", "list_too_old"]
+    assert tried(reduced_ms, "0.01") == "pay"
+    assert tried(reduced_ms + 1, "0.01") == "list_too_old"
+    till.shop.now_ms = now_ms - 60_000
+    assert tried(0, "0.01") == "clock_doubtful"
