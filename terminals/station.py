@@ -43,6 +43,8 @@ class Station:
     def post(self, terminal: Terminal, scbk_file: Path | None = None) -> Post:
         """What serves cards; ``scbk_file``: the readers' keys that came over the line. Raises ConfigError."""
         session = self.session
+        if self.cashier and terminal.config.till.operators:
+            raise ConfigError("this till has operators: leave --cashier out, type `shift open` and present the card")
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
         pin = asking(session.secret, session.note)

@@ -13,7 +13,7 @@ import click
 import pytest
 
 import cli
-from backoffice import operators
+from backoffice import enterprises, operators
 from backoffice.database import PLATFORM, Database
 from backoffice.installation import Installation
 from backoffice.operators import PERMISSIONS, Credential, Permission, Role
@@ -101,6 +101,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "settle close-day": ["2026-01-01"],
     "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],
     "settle approve": ["e"],
+    "settle unexpire": [SERIAL, "main", "--reason", "r"],
     "report shift": ["day", "09:00", "18:00"],
     "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
     "report day": ["off", "2026-01-01"],
@@ -125,6 +126,9 @@ OPEN = {
     "sim mother": "simulated hardware",
     "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
+    "sim door": "simulated hardware",
+    "sim pn532": "simulated hardware",
+    "sim uid": "simulated hardware",
     "sim batch": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
     "apdu atr": "whoever holds a card and a reader can do this",
@@ -264,6 +268,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             admin = operators.get(tx, ENTERPRISE, "admin")
             for role in (Role.ADMINISTRATOR, Role.ISSUER, Role.FINANCE, Role.AUDITOR):
                 operators.add(tx, admin, ENTERPRISE, role.value, role, credential)
+            enterprises.change_setting(tx, admin, ENTERPRISE, "balance_expires", "2020-12-31")
         with Database(folder / "platform.sqlite", "platform") as db, db.write() as tx:
             platform = operators.get(tx, PLATFORM, "platform")
             assert platform.role is Role.PLATFORM
