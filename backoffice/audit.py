@@ -78,6 +78,7 @@ class Event(StrEnum):
     ATTENDANCE_PLANNED = "attendance.planned"
     ATTENDANCE_CORRECTED = "attendance.corrected"
     DATABASE = "database.changed"
+    WEB_ACCESS = "web.access"
 
 
 class Head(NamedTuple):

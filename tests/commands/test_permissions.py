@@ -108,6 +108,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "report corrections": ["--month", "2026-01"],
     "report attendance": ["--month", "2026-01"],
     "report punches": ["--from", "2026-01-01"],
+    "web token add": [TERMINAL, "token"],
+    "web token revoke": ["t"],
     "terminal adms approve": ["A1", "--name", "gate"],
     "terminal adms retire": ["A1"],
     "settle propose": ["e", "--from", "bank", "--to", "refunds", "--amount-fen", "1", "--note", "n"],
