@@ -21,9 +21,11 @@ class Recharge(Terminal):
     def recharge(self, card: Transport, amount_fen: int, sale: str = "", purse: Purse = Purse.MAIN) -> Receipt:
         """Load ``amount_fen`` into a purse, at most once per ``sale`` number.
 
+        Without a ``sale`` number each call is a load of its own.
         Raises Refused with the reason (host_unreachable: keep the cash), OutcomeUnknown when the same card must
         come again with the same ``sale`` before the cash is settled, TransportError when nothing happened.
         """
+        sale = sale or self._random_bytes(8).hex()
         if receipt := self.known(sale, amount_fen):
             return receipt
         if self.office is None:
@@ -32,7 +34,7 @@ class Recharge(Terminal):
             self.resolve(tap, lambda _: False)
             if receipt := self.known(sale, amount_fen, recovered=True):
                 return receipt
-            waits = self.journal.sale(sale) if sale else None
+            waits = self.journal.sale(sale)
             if waits is not None and waits.waiting:
                 raise Reason.PENDING_OTHER_CARD.refusal(f"sale {sale} was begun with another card")
             return self._credit(tap, self.office, Leg(purse, amount_fen), sale)
@@ -42,7 +44,7 @@ class Recharge(Terminal):
         facts = self.facts(Operation.LOAD, tap, leg.amount_fen)
         self.require(replace(facts, balances_fen=balances, load_purse=leg.purse))
         with host_errors():
-            office.allow_load(tap.session.factor, leg.amount_fen, sale)
+            office.allow_load(tap.session.factor, leg.amount_fen, sale, facts.shift or 0)
         self.serve_other(tap)
         job = self.journal.begin(Operation.LOAD, tap.session.factor, [leg], sale=sale, durable=False)
         self.run_leg(tap, job, 0, lambda: self._load(tap, office, job))
@@ -50,4 +52,10 @@ class Recharge(Terminal):
         return self.receipt(self.journal.finish(now) if now.state is JobState.OPEN else now)
 
     def _load(self, tap: Tap, office: Office, job: Job) -> None:
-        load(tap.card, guarded_host(office.host), self.journal.leg(job, 0), tap.session, self.request(tap, job, 0))
+        load(
+            tap.card,
+            guarded_host(office.loading(job.sale)),
+            self.journal.leg(job, 0),
+            tap.session,
+            self.request(tap, job, 0),
+        )

@@ -51,7 +51,7 @@ def serve(
         if session.dry_run:
             session.emit({"host": host, "port": port, "state": "not started"})
             return
-        verbs = hostcalls.verbs(office.office())
+        verbs = hostcalls.HostCalls(office.office(), office.keys.using).verbs()
         served = web.Web(office.database, office.enterprise_id, verbs, behind_proxy)
         server = web.http_server(served.app(), tls)
         session.note(f"serving {'https' if tls else 'http'}://{host}:{port}/v1/ until interrupted")

@@ -95,7 +95,10 @@ class MemoryOffice:
         self._answer()
         self.undone.append(paid)
 
-    def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str) -> None:
+    def loading(self, request_id: str) -> KeyHost:
+        return self.host
+
+    def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str, shift: int) -> None:
         self._answer()
         self.loads.append((card_serial, amount_fen, request_id))
 
