@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from backoffice import audit, journals, permits, registry
+from backoffice import audit, journals, permits, registry, subsidies, vouchers
 from backoffice.audit import Event
 from backoffice.database import Tx
 from backoffice.enterprises import Setting, number_setting
@@ -51,6 +51,8 @@ class HostCalls:
             "host/load-mac2": Verb(self.load_mac2, MONEY),
             "host/verify-tac": Verb(self.verify_tac, MONEY),
             "load/allow": Verb(self.allow_load, RECHARGE),
+            "voucher/redeem": Verb(self.redeem, RECHARGE),
+            "subsidy/claim": Verb(self.claim, RECHARGE),
             "undo/allow": Verb(self.allow_undo, frozenset({TerminalKind.POS})),
         }
 
@@ -165,6 +167,25 @@ class HostCalls:
                 raise Refused("recharge_limit", f"one recharge is at most {most} fen")
             given = permits.allow(tx, number, permit)
         return {"state": given.state}
+
+    def redeem(self, caller: Caller, fields: Fields) -> Fields:
+        """Leave to load a voucher's amount. Raises as :func:`vouchers.redeem`."""
+        office = self.office
+        given = vouchers.redeem(
+            office.db, office.enterprise_id, caller.terminal, field(fields, "card_serial", bytes),
+            field(fields, "number", str), field(fields, "secret", str), office.offset_min,
+        )  # fmt: skip
+        return {"request_id": given.request_id, "amount_fen": given.amount_fen, "state": given.state}
+
+    def claim(self, caller: Caller, fields: Fields) -> Fields:
+        """Leave to load a subsidy that was granted to the card's holder. Raises as :func:`subsidies.claim`."""
+        office = self.office
+        card_serial, balance_fen = field(fields, "card_serial", bytes), field(fields, "balance_fen", int)
+        with office.db.write() as tx:
+            given = subsidies.claim(
+                tx, office.enterprise_id, caller.terminal, card_serial, balance_fen, office.offset_min
+            )
+        return {"request_id": given.request_id, "amount_fen": given.amount_fen, "state": given.state}
 
     def allow_undo(self, caller: Caller, fields: Fields) -> Fields:
         """Leave to give back a payment of this terminal: in the books, genuine, not undone (profile.md, Undo).

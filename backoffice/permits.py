@@ -23,7 +23,10 @@ MAX_FEN = 0x7FFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """A load that a terminal may do; ``account`` pays for it, nobody where it is empty (an undo)."""
+    """A load that a terminal may do; ``account`` pays for it, nobody where it is empty (an undo).
+
+    With ``upto_fen`` the purse must hold just that afterwards.
+    """
 
     terminal: bytes
     request_id: str
@@ -32,6 +35,7 @@ class Permit:
     purse: Purse
     amount_fen: int
     account: str
+    upto_fen: int | None = None
     state: str = "allowed"
     card_seq: int | None = None
 
@@ -40,7 +44,7 @@ class Permit:
         """From its row."""
         return cls(
             row["terminal"], row["request_id"], row["source"], row["card_serial"], Purse(row["purse"]),
-            row["amount_fen"], row["account"], row["state"], row["card_seq"],
+            row["amount_fen"], row["account"], row["upto_fen"], row["state"], row["card_seq"],
         )  # fmt: skip
 
     @property
@@ -73,9 +77,9 @@ def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
     if row is None:
         tx.execute(
             "INSERT INTO load_permit (enterprise_id, terminal, request_id, source, card_serial, purse, amount_fen,"
-            " account, state, created_ms, changed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'allowed', ?, ?)",
+            " upto_fen, account, state, created_ms, changed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'allowed', ?, ?)",
             (enterprise_id, *_place(wanted), wanted.source, wanted.card_serial, int(wanted.purse), wanted.amount_fen,
-             wanted.account, tx.now_ms, tx.now_ms),
+             wanted.upto_fen, wanted.account, tx.now_ms, tx.now_ms),
         )  # fmt: skip
         return wanted
     found = Permit.of(row)
@@ -84,9 +88,11 @@ def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
     )
     if found.state == "allowed" and (wanted.source or same):  # no MAC2 is out: another card or shift may have it
         tx.execute(
-            f"UPDATE load_permit SET card_serial = ?, amount_fen = ?, account = ?, changed_ms = ? {_WHERE}",
-            (wanted.card_serial, wanted.amount_fen, wanted.account, tx.now_ms, enterprise_id, *_place(wanted)),
-        )
+            "UPDATE load_permit SET card_serial = ?, amount_fen = ?, upto_fen = ?, account = ?, changed_ms = ?"
+            f" {_WHERE}",
+            (wanted.card_serial, wanted.amount_fen, wanted.upto_fen, wanted.account, tx.now_ms, enterprise_id,
+             *_place(wanted)),
+        )  # fmt: skip
         return wanted
     if not same:
         raise Conflict(f"request {wanted.request_id} was for another card or amount: take a new one")
@@ -138,6 +144,8 @@ def hold(tx: Tx, enterprise_id: int, wanted: Permit, card_seq: int, balance_fen:
         most = number_setting(tx, enterprise_id, Setting.PURSE_LIMIT_FEN)
         if balance_fen + found.amount_fen > most:
             raise Refused("purse_limit", f"the purse would hold {balance_fen + found.amount_fen} fen, more than {most}")
+    if found.upto_fen not in (None, balance_fen + found.amount_fen):
+        raise Refused("not_allowed", f"the purse holds {balance_fen} fen: ask anew")
     if found.source and (other := _user_of(tx, enterprise_id, found.source)):
         raise Refused("used", f"{found.source} was used at terminal {other[0].hex().upper()}")
     return _change(tx, enterprise_id, found, "held", card_seq)

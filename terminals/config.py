@@ -87,6 +87,7 @@ class Kind(Enum):
 class TerminalConfig:
     """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
 
+    ``office_url`` is where the back office is asked, ``office_ca`` the file of who vouches for its certificate.
     ``doors`` by number are an access terminal's, ``punches`` an attendance terminal's.
     """
 
@@ -100,6 +101,8 @@ class TerminalConfig:
     utc_offset_min: int = 480
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
+    office_url: str = ""
+    office_ca: Path | None = None
     holidays: frozenset[date] = frozenset()
     rules: Rules = field(default_factory=lambda: Rules(0))
     doors: Mapping[int, DoorRules] = field(default_factory=dict)
@@ -237,7 +240,7 @@ def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | No
         if value not in names:
             raise ValueError(f"{value!r} is none of {', '.join(names)}")
         return options(value)
-    if kind == "Path":
+    if kind.startswith("Path"):
         if not value or "\0" in value:
             raise ValueError("a file name belongs here")
         return Path(value)
@@ -503,7 +506,7 @@ def _schema_of(name: str, kind: str) -> dict[str, Any]:
         "bytes": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
         "str": {"type": "string"},
     }
-    return others[kind]
+    return others[kind.removesuffix(" | None")]
 
 
 def _schema_section(settings: Mapping[str, Field[Any]]) -> dict[str, Any]:

@@ -85,6 +85,15 @@ class HttpOffice:
         if given.get("request_id") != undo_request(paid):
             raise FormatError("the office allows another undo than was asked for")
 
+    def redeem(self, card_serial: bytes, number: str, secret: str) -> int:
+        """See ``terminals.runtime.Office``."""
+        return _fen(self.call("voucher/redeem", card_serial=card_serial.hex(), number=number, secret=secret))
+
+    def claim(self, card_serial: bytes, balance_fen: int) -> tuple[str, int]:
+        """See ``terminals.runtime.Office``."""
+        given = self.call("subsidy/claim", card_serial=card_serial.hex(), balance_fen=balance_fen)
+        return str(given.get("request_id", "")), _fen(given)
+
     def send_journal(self) -> int:
         """Send what the office does not have of the journal; returns the last sequence it has."""
         while True:
@@ -196,6 +205,13 @@ class HttpHost:
         raise Refused("key_usage", "the office does not do this for a terminal")
 
     card_answer = purchase_mac1 = verify_mac2 = refund_mac2 = unload_mac2 = verify_mac3 = protect = _not_here
+
+
+def _fen(answer: dict[str, Any]) -> int:
+    amount_fen = answer.get("amount_fen")
+    if type(amount_fen) is not int or amount_fen <= 0:
+        raise FormatError("the office gives no amount")
+    return amount_fen
 
 
 def _is_here(host: str) -> bool:

@@ -115,6 +115,12 @@ class Office(Protocol):
     def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str, shift: int) -> None:
         """The card's main purse may be loaded by this much for cash of a shift."""
 
+    def redeem(self, card_serial: bytes, number: str, secret: str) -> int:
+        """The card's main purse may be loaded by a voucher's amount (fen), under the sale ``voucher:NUMBER``."""
+
+    def claim(self, card_serial: bytes, balance_fen: int) -> tuple[str, int]:
+        """The subsidy purse, which holds ``balance_fen``, may be loaded: the sale ``claim:PERIOD:...`` and fen."""
+
 
 def undo_request(paid: Transaction) -> str:
     """Request id of the load that undoes a payment."""

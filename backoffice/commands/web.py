@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from backoffice.commands.base import act, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
-from cardlib.errors import ConfigError, Conflict, FormatError
-from console import Noun, Session
+from cardlib.errors import ConfigError, FormatError
+from console import Noun, Session, write_secret
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -94,17 +93,10 @@ def add(session: Session, office: Installation, holder: str, file: Path, days: i
 
 
 def _hand_out(file: Path, token: str) -> None:
-    """Raises Conflict when the file is there: nothing is written over."""
     if str(file) == "-":
         sys.stdout.write(token + "\n")
-        return
-    try:
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made:
-            made.write(token + "\n")
-    except FileExistsError as e:
-        raise Conflict(f"{file} exists: give a new name") from e
-    except OSError as e:
-        raise ConfigError(f"{file} can't be written: {e.strerror}") from e
+    else:
+        write_secret(file, token + "\n")
 
 
 @token_group.command("list")

@@ -12,14 +12,16 @@ from terminals.config import Kind
 from terminals.pos import Pos
 from terminals.posts.access import AccessPost
 from terminals.posts.attendance import AttendancePost
-from terminals.posts.base import Post
+from terminals.posts.base import Post, asking
 from terminals.posts.pos import PosPost
+from terminals.posts.recharge import RechargePost
+from terminals.recharge import Recharge
 from terminals.runtime import Terminal
 
-KINDS: dict[Kind, type[Terminal]] = {Kind.POS: Pos, Kind.ACCESS: Access, Kind.ATTENDANCE: Attendance}
+KINDS: dict[Kind, type[Terminal]] = {
+    Kind.POS: Pos, Kind.ACCESS: Access, Kind.ATTENDANCE: Attendance, Kind.RECHARGE: Recharge,
+}  # fmt: skip
 ELSEWHERE = {
-    Kind.RECHARGE: "a recharge terminal needs a line to the back office, which computes every load: recharge at the "
-    "office with `onecard wallet recharge`",
     Kind.ISSUING: "cards are issued by the office's own desk: `onecard card issue`",
 }
 """Kinds that can't run by themselves, and where to go instead."""
@@ -27,7 +29,7 @@ ELSEWHERE = {
 
 def make_post(
     terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
-    pin: Callable[[], str | None],
+    secret: Callable[[str], str], note: Callable[[str], None],
 ) -> Post:  # fmt: skip
     """The post for a terminal. Raises ConfigError when an amount is given to what takes none."""
 
@@ -37,9 +39,17 @@ def make_post(
 
     if amount_fen is not None and not isinstance(terminal, Pos):
         raise ConfigError(f"--amount is for a POS, not for {terminal.config.kind.value} terminals")
+    pin = asking(secret, note)
     if isinstance(terminal, Access):
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
         return AttendancePost(terminal)
+    if isinstance(terminal, Recharge):
+        if terminal.office is None:
+            raise ConfigError(
+                "a recharge terminal needs a line to the back office, which computes every load: set office_url, or "
+                "recharge at the office with `onecard wallet recharge`"
+            )
+        return RechargePost(terminal, tell, language, secret, note)
     assert isinstance(terminal, Pos)
     return PosPost(terminal, amount_fen, pin, tell)

@@ -95,6 +95,14 @@ class MemoryOffice:
         self._answer()
         self.undone.append(paid)
 
+    def redeem(self, card_serial: bytes, number: str, secret: str) -> int:
+        self._answer()
+        return 1_000
+
+    def claim(self, card_serial: bytes, balance_fen: int) -> tuple[str, int]:
+        self._answer()
+        return "claim:1:b:M", 1_000
+
     def loading(self, request_id: str) -> KeyHost:
         return self.host
 
