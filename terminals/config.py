@@ -120,6 +120,7 @@ class TillRules:
 class TerminalConfig:
     """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
 
+    ``office_url`` is where the back office is asked, ``office_ca`` the file of who vouches for its certificate.
     ``doors`` by number are an access terminal's, with ``hardware`` where they hang on the line ``osdp``; ``punches``
     are an attendance terminal's.
     """
@@ -134,6 +135,8 @@ class TerminalConfig:
     utc_offset_min: int = 480
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
+    office_url: str = ""
+    office_ca: Path | None = None
     holidays: frozenset[date] = frozenset()
     holidays_file: Path | None = None
     rules: Rules = field(default_factory=lambda: Rules(0))

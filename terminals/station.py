@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cardlib.errors import ConfigError
-from cardlib.sam import SamPool
+from cardlib.sam import SamInfo, SamPool
 from cardlib.serialport import PtyPort, SerialPort
 from cardlib.transport import GetResponse, Transport
 from console import Session, Watcher
 from terminals import posts
 from terminals.config import Kind, TerminalConfig, with_holidays
 from terminals.home import Home, OpenPort, Unit
-from terminals.posts.base import Post, asking
+from terminals.journal import Journal
+from terminals.posts.base import Post
 from terminals.run import Keyboard, Line, Process, Screen
-from terminals.runtime import Terminal
+from terminals.runtime import Office, Terminal
 
 PORT = "port"
 """In a terminal's folder: leads to the pseudo-terminal in use."""
@@ -47,9 +48,8 @@ class Station:
             raise ConfigError("this till has operators: leave --cashier out, type `shift open` and present the card")
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
-        pin = asking(session.secret, session.note)
         return posts.make_post(
-            terminal, self.amount, self.stream, self.language, session.operator, pin,
+            terminal, self.amount, self.stream, self.language, session.operator, session.secret, session.note,
             lambda: session.secret_lines("scbk", scbk_file), tags=session.reader.startswith("uid:"),
         )  # fmt: skip
 
@@ -90,8 +90,12 @@ class Station:
             raise ConfigError(posts.ELSEWHERE[config.kind])
         config = with_holidays(config)
         sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
-        terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
-        own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
+        terminal = made(
+            config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen,
+            open_office(self.session, config, home.made.sam_info, home.journal),
+        )  # fmt: skip
+        cashier = self.cashier if config.kind is Kind.RECHARGE else ""
+        own = self if config.kind is Kind.POS else Station(self.session, None, cashier, self.language)
         keys = home.host.reader_keys
         return terminal, own.post(terminal, keys.path if keys and keys.path.exists() else None)
 
@@ -105,6 +109,16 @@ def at_hand(session: Session, reader: Watcher | None) -> Callable[[str | None], 
         return session.traced(GetResponse(reader.connect()))
 
     return connect
+
+
+def open_office(session: Session, config: TerminalConfig, sam: SamInfo, journal: Journal) -> Office | None:
+    """The line to the office, None where the configuration names none. Raises ConfigError without a token."""
+    if not config.office_url:
+        return None
+    from terminals.office import HttpOffice  # noqa: PLC0415  # most terminals work without a line
+
+    token = session.secret("office token")
+    return session.keep(HttpOffice(config.office_url, token, sam, journal, config.office_ca))
 
 
 def _linked(folder: Path, name: str) -> Path:
