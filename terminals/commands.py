@@ -9,21 +9,25 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
 from cardlib.errors import ConfigError, OutcomeUnknown
 from cardlib.money import yuan
-from cardlib.sam import CardSam, SamPool
+from cardlib.sam import CardSam, IssuingSam, SamPool
 from cardlib.transport import Transport
 from console import AMOUNT, Noun, Session, pass_session
 from terminals import config
+from terminals.issuing import Issuing
 from terminals.journal import Journal
 from terminals.lists import TerminalLists
 from terminals.pos import Pos
 from terminals.runtime import Receipt, Terminal
 from terminals.screen import ConsoleScreen, Screen
+
+if TYPE_CHECKING:
+    from terminals.posts.issuing import IssuingPost
 
 SAM_RETRY_MS = 1_000
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -54,12 +58,12 @@ def _journal(session: Session, settings: config.TerminalConfig, sam: CardSam) ->
     )  # fmt: skip
 
 
-def _open_sam(session: Session, reader: str) -> CardSam:
+def _open_sam(session: Session, reader: str, kind: type[CardSam]) -> CardSam:
     """The SAM, its PIN verified when ONECARD_SAM_PIN_FILE says where it is."""
     pin: Callable[[], bytes] | None = None
     if os.environ.get("ONECARD_SAM_PIN_FILE"):
         pin = lambda: bytes.fromhex(session.secret("sam pin"))  # noqa: E731  # asked for when the SAM is opened
-    return CardSam(session.open_card(reader), pin)
+    return kind(session.open_card(reader), pin)
 
 
 T = TypeVar("T", bound=Terminal)
@@ -72,14 +76,17 @@ def _open(
     session.refuse_dry_run("a terminal and its SAM can't be tried out")
     settings = config.load(file)
     made = make(settings.kind)
-    sam = _open_sam(session, reader)
+    open_sam = IssuingSam if settings.kind is config.Kind.ISSUING else CardSam
+    sam = _open_sam(session, reader, open_sam)
     journal = _journal(session, settings, sam)
     lists = TerminalLists(settings.lists, settings.enterprise_id, settings.list_root_key, journal)
     if lists.trouble:
         session.note(lists.trouble)
     shown = screen or ConsoleScreen(sys.stderr, "en")
     opened = [sam]  # one that fails is opened anew: it may only have been seated badly
-    sams = session.keep(SamPool([lambda: opened.pop() if opened else _open_sam(session, reader)], SAM_RETRY_MS))
+    sams = session.keep(
+        SamPool([lambda: opened.pop() if opened else _open_sam(session, reader, open_sam)], SAM_RETRY_MS)
+    )
     return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown)
 
 
@@ -233,6 +240,40 @@ def schema(session: Session, kind: str) -> None:
     session.emit(made, json.dumps(made, indent=2))
 
 
+def _issuing_post(session: Session, terminal: Issuing, stream: TextIO) -> IssuingPost:
+    """The post of an issuing terminal with all its readers. Raises ConfigError without office, token or reader."""
+    from cardlib.readers import Reader  # noqa: PLC0415  # one kind of terminal has them
+    from terminals.officeline import OfficeLine  # noqa: PLC0415  # likewise
+    from terminals.posts.issuing import IssuingPost, Place, Stack  # noqa: PLC0415  # likewise
+
+    settings = terminal.config
+    if not settings.office_url:
+        raise ConfigError("an issuing terminal works with the office's keys: set office_url")
+    token = session.secret("office token")
+    terminal.set_office(
+        lambda: session.keep(OfficeLine(settings.office_url, token, settings.office_ca)), settings.desk
+    )  # fmt: skip
+
+    def reader(name: str) -> Reader:
+        scheme, _, rest = name.partition(":")
+        if scheme == "sim" and Path(rest).is_dir():
+            return Stack(Path(rest), session.connect)
+        if scheme != "pcsc":
+            raise ConfigError(f"readers: {name} is neither pcsc:NAME nor sim: with a folder of cards")
+        from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
+
+        return Place(name, session.keep(PcscReader(rest)).wait, lambda: session.connect(name))
+
+    def tell(text: str) -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+    return IssuingPost(
+        terminal, session.operator, lambda name: session.secret(name, new=name == "holder pin"),
+        [reader(name) for name in settings.desk.readers], tell, session.emit if session.json else lambda _: None,
+    )  # fmt: skip
+
+
 @command.command("run")
 @click.option("--amount", type=AMOUNT, help="A POS takes this much (yuan) from each card; else each sale is keyed.")
 @click.option("--cashier", default="", help="Open a shift under this name when none is open.")
@@ -245,7 +286,7 @@ def run_command(
 ) -> None:  # fmt: skip
     """Run the terminal that the file describes: serve the cards in --reader until interrupted, or a line says quit."""
     from terminals import posts, run  # noqa: PLC0415  # the other verbs need no loop
-    from terminals.posts.base import asking  # noqa: PLC0415  # likewise
+    from terminals.posts.base import Post, asking  # noqa: PLC0415  # likewise
 
     def make(kind: config.Kind) -> type[Terminal]:
         if kind in posts.ELSEWHERE:
@@ -256,8 +297,12 @@ def run_command(
     terminal = _open(session, file, sam_reader, make, run.Screen(stream, language))
     if cashier and terminal.journal.shift is None:
         terminal.open_shift(cashier)
-    pin = asking(session.secret, session.note)
-    post = posts.make_post(terminal, amount, stream, language, session.operator, pin)
+    post: Post
+    if isinstance(terminal, Issuing):
+        post = _issuing_post(session, terminal, stream)
+    else:
+        pin = asking(session.secret, session.note)
+        post = posts.make_post(terminal, amount, stream, language, session.operator, pin)
     scheme, _, name = session.reader.partition(":")
     reader = None
     if scheme == "pcsc":

@@ -49,6 +49,11 @@ interlock = [2]
 [punches]                       # attendance
 mode = "hours"                  # key | hours | pair
 coming = 1
+
+[desk]                          # issuing
+readers = ["pcsc:ACS 1"]        # beside --reader
+labels = "labels.txt"
+pin_sheet = "pins.csv"
 """
 
 from __future__ import annotations
@@ -66,6 +71,7 @@ from typing import Any
 from cardlib.errors import ConfigError
 from terminals.attendance import Mode, PunchRules
 from terminals.doors import AntiPassback, DoorRules, Hours, Week
+from terminals.issuing import DeskRules
 from terminals.policy import DAY_MS, MAX_AMOUNT_FEN, PurseOrder, Rules
 from terminals.prices import GROUPS, MAX_ITEMS, MAX_PERCENT, MAX_PERIODS, Item, Period, Prices
 
@@ -104,6 +110,9 @@ class TerminalConfig:
     rules: Rules = field(default_factory=lambda: Rules(0))
     doors: Mapping[int, DoorRules] = field(default_factory=dict)
     punches: PunchRules = field(default_factory=PunchRules)
+    office_url: str = ""
+    office_ca: Path | None = None
+    desk: DeskRules = field(default_factory=DeskRules)
 
 
 _RANGES: dict[str, tuple[int, int]] = {
@@ -140,8 +149,10 @@ _SECTIONS: dict[Kind, tuple[str, ...]] = {
     Kind.ACCESS: ("weeks", "doors"),
     Kind.ATTENDANCE: ("weeks", "punches"),
     Kind.RECHARGE: ("rules",),
-    Kind.ISSUING: (),
+    Kind.ISSUING: ("desk",),
 }
+_OF_KINDS = {"holidays": {Kind.ACCESS}, "office_url": {Kind.ISSUING}, "office_ca": {Kind.ISSUING}}
+"""Settings at the top that only some kinds have."""
 _NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
 """Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "holiday")
@@ -157,10 +168,15 @@ MAX_NAME = 32
 def _settings(section: str) -> dict[str, Field[Any]]:
     """What may stand in a section; the empty one is the top."""
     if section == "":
-        return {one.name: one for one in fields(TerminalConfig) if one.name not in {"rules", "doors", "punches"}}
+        return {
+            one.name: one for one in fields(TerminalConfig) if one.name not in {"rules", "doors", "punches", "desk"}
+        }
     if section == "prices":
         return {one.name: one for one in fields(Prices) if one.name in _PRICES}
-    owner: type[Rules | DoorRules | PunchRules] = {"rules": Rules, "doors": DoorRules, "punches": PunchRules}[section]
+    owners: dict[str, type[Rules | DoorRules | PunchRules | DeskRules]] = {
+        "rules": Rules, "doors": DoorRules, "punches": PunchRules, "desk": DeskRules,
+    }  # fmt: skip
+    owner = owners[section]
     others = _INHERITED | {"door", "schedules", "holidays"}  # the section's number, all weeks, the top's
     return {one.name: one for one in fields(owner) if one.name not in others}
 
@@ -216,6 +232,8 @@ def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | No
     """One TOML value as its field wants it. Raises ValueError saying what belongs there."""
     if name == "groups" or kind.startswith("frozenset"):
         return _convert_list(name, kind, value)
+    if kind == "tuple[str, ...]":
+        return tuple(str(_convert(name, "str", one)) for one in _list(value, "texts"))
     if kind.startswith("Week"):
         if type(value) is not int or value not in (weeks or {}):
             raise ValueError(f"the number of a section [weeks.N] belongs here, not {value!r}")
@@ -237,7 +255,7 @@ def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | No
         if value not in names:
             raise ValueError(f"{value!r} is none of {', '.join(names)}")
         return options(value)
-    if kind == "Path":
+    if kind.startswith("Path"):
         if not value or "\0" in value:
             raise ValueError("a file name belongs here")
         return Path(value)
@@ -460,8 +478,7 @@ def parse(text: str, name: str = "configuration") -> TerminalConfig:
     top = _read(name, text, "", table)
     kind: Kind = top["kind"]
     foreign = sections.keys() - set(_SECTIONS[kind])
-    if "holidays" in top and kind is not Kind.ACCESS:
-        foreign.add("holidays")
+    foreign |= {word for word, kinds in _OF_KINDS.items() if word in top and kind not in kinds}
     if foreign:
         word = min(foreign)
         line = max(_line_of(text, "", word), *(_line_of(text, s, "") for s in (word, f"{word}.1")))
@@ -471,6 +488,9 @@ def parse(text: str, name: str = "configuration") -> TerminalConfig:
         return TerminalConfig(**top, rules=_top_rules(top), doors=_doors(name, text, sections, top, weeks))
     if kind is Kind.ATTENDANCE:
         return TerminalConfig(**top, rules=_top_rules(top), punches=_punches(name, text, sections, top, weeks))
+    if kind is Kind.ISSUING:
+        desk = DeskRules(**_read(name, text, "desk", _section(name, text, sections, "desk")))
+        return TerminalConfig(**top, rules=_top_rules(top), desk=desk)
     return TerminalConfig(**top, rules=_rules(name, text, sections, top))
 
 
@@ -497,13 +517,15 @@ def _schema_of(name: str, kind: str) -> dict[str, Any]:
         return {"type": "string", "format": "date"}
     if options := _ENUMS.get(kind):
         return {"type": "string", "enum": [option.value for option in options]}
+    if kind == "tuple[str, ...]":
+        return {"type": "array", "items": {"type": "string"}}
     others: dict[str, dict[str, Any]] = {
         "bool": {"type": "boolean"},
         "Path": {"type": "string", "minLength": 1},
         "bytes": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
         "str": {"type": "string"},
     }
-    return others[kind]
+    return others[kind.partition(" |")[0]]
 
 
 def _schema_section(settings: Mapping[str, Field[Any]]) -> dict[str, Any]:
@@ -550,7 +572,7 @@ def schema(kind: Kind) -> dict[str, Any]:
         "properties": dict.fromkeys(("daily", *_DAYS), hours),
         "additionalProperties": False,
     }
-    top = _schema_section({key: one for key, one in _settings("").items() if key != "holidays" or kind is Kind.ACCESS})
+    top = _schema_section({key: one for key, one in _settings("").items() if kind in _OF_KINDS.get(key, Kind)})
     top["properties"]["kind"] = {"const": kind.value}
     for section in _SECTIONS[kind]:
         whole = {"weeks": week, **_LISTED}

@@ -110,7 +110,7 @@ class Process:
         if line is not None:
             self._line(line)
         elif self._keyboard.ended and self._reader is None:
-            self._over = True
+            self._over = not self._post.busy
         elif self._reader is not None:
             self._watch(self._reader)
         try:
@@ -147,7 +147,7 @@ class Process:
                 self._present(f"sim:{line.split(maxsplit=1)[1]}")
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")
-            elif words and self._terminal.config.kind is Kind.POS:
+            elif words and self._terminal.config.kind in (Kind.POS, Kind.ISSUING):
                 self._known = NOTHING_KNOWN  # the card may lie there already
         except Refused as e:
             self._refused(e)

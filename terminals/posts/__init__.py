@@ -9,6 +9,7 @@ from cardlib.errors import ConfigError
 from terminals.access import Access
 from terminals.attendance import Attendance
 from terminals.config import Kind
+from terminals.issuing import Issuing
 from terminals.pos import Pos
 from terminals.posts.access import AccessPost
 from terminals.posts.attendance import AttendancePost
@@ -16,11 +17,15 @@ from terminals.posts.base import Post
 from terminals.posts.pos import PosPost
 from terminals.runtime import Terminal
 
-KINDS: dict[Kind, type[Terminal]] = {Kind.POS: Pos, Kind.ACCESS: Access, Kind.ATTENDANCE: Attendance}
+KINDS: dict[Kind, type[Terminal]] = {
+    Kind.POS: Pos,
+    Kind.ACCESS: Access,
+    Kind.ATTENDANCE: Attendance,
+    Kind.ISSUING: Issuing,
+}
 ELSEWHERE = {
     Kind.RECHARGE: "a recharge terminal needs a line to the back office, which computes every load: recharge at the "
     "office with `onecard wallet recharge`",
-    Kind.ISSUING: "cards are issued by the office's own desk: `onecard card issue`",
 }
 """Kinds that can't run by themselves, and where to go instead."""
 

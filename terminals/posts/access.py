@@ -54,6 +54,7 @@ class AccessPost:
     """Doors: cards come at the first one, from outside, until a line names another."""
 
     usage = "door NUMBER [in|out], open NUMBER, shut NUMBER, emergency on|off"
+    busy = False
 
     def __init__(
         self, access: Access, tell: Callable[[str], None], language: str, pin: Callable[[], str | None], operator: str

@@ -13,6 +13,7 @@ class AttendancePost:
     """Punches; a line presses the direction's key for the next card."""
 
     usage = ", ".join(one.name.lower() for one in PunchDirection)
+    busy = False
 
     def __init__(self, attendance: Attendance) -> None:
         self._attendance = attendance

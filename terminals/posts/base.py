@@ -19,6 +19,10 @@ class Post(Protocol):
 
     usage: str
 
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on by itself that the end of the typed lines must not cut."""
+
     def serve(self, card: Transport) -> dict[str, Any]:
         """Serve a card and say what became of it. Raises what the terminal raises."""
 

@@ -30,6 +30,7 @@ class PosPost:
     """
 
     usage = "AMOUNT [SALE NUMBER], undo"
+    busy = False
 
     def __init__(
         self, pos: Pos, fixed_fen: int | None, pin: Callable[[], str | None], tell: Callable[[str], None]
