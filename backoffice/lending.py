@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from hmac import compare_digest
 from threading import Condition, Event, Lock
 from typing import Any
@@ -30,7 +30,6 @@ from cardlib.iso7816 import pin_bytes
 from cardlib.profile import Purpose
 from cardlib.transport import Transport
 from keymgmt.steps import chip_number, read_identity
-from keymgmt.store import SharedStore
 
 SESSION_MS = 12 * 3_600_000
 """Who signed on at a terminal signs on again after this."""
@@ -187,8 +186,9 @@ class Queue:
 class Desks:
     """All issuing terminals of one enterprise. ``close`` ends their acts as if every card were pulled away."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, office: Office, uses: Callable[[str], AbstractContextManager[None]]) -> None:
+        """``uses`` says what master keys are used for meanwhile (``keymgmt.store.SharedStore.using``)."""
+        self._office, self._uses = office, uses
         self._pool = ThreadPoolExecutor(MAX_ACTS, "lending")
         self._lock = Lock()
         self._sessions: dict[bytes, tuple[str, Operator, int]] = {}
@@ -254,7 +254,7 @@ class Desks:
             if before is not None:
                 before.give_up()
                 before.ended.wait(OLD_ACT_S)
-            with self._account(f"lending {do}"):
+            with self._uses(f"lending {do}"):
                 result = self._does[do](caller, act, fields)
             act.end(result=result)
         except OneCardError as e:
@@ -264,13 +264,6 @@ class Desks:
             act.end(error={"kind": "OneCardError", "code": "bug", "message": "the office failed: see its log"})
         finally:
             act.ended.set()
-
-    @contextmanager
-    def _account(self, purpose: str) -> Iterator[None]:
-        """Uses of master keys are told by purpose and count."""
-        store = self._office.store
-        with store.using(purpose) if isinstance(store, SharedStore) else nullcontext():
-            yield
 
     # Acts
 

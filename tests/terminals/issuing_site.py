@@ -1,0 +1,117 @@
+"""An office behind real HTTP and an issuing terminal of it: SAM, readers, a person who types."""
+
+from __future__ import annotations
+
+import threading
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from backoffice import operators, registry, tokens, web
+from backoffice.lending import Desks
+from backoffice.operators import Credential, Role
+from backoffice.registry import TerminalKind
+from backoffice.station import Office
+from cardlib.errors import CardRemoved, OneCardError
+from cardlib.readers import Reader
+from cardlib.sam import IssuingSam
+from cardlib.transport import Transport
+from keymgmt.handle import KeyHandle
+from keymgmt.samload import SamKind, SamPlan, make_sam
+from keymgmt.steps import MemorySteps
+from simulator.rig import EXPIRY, START, MemoryJournal, OneSam
+from simulator.sam import SamCard
+from simulator.world import QUICK
+from terminals.config import Kind, TerminalConfig
+from terminals.issuing import DeskRules, Fields, Issuing
+from terminals.journal import Journal
+from terminals.officeline import OfficeLine
+from terminals.posts.issuing import IssuingPost
+from terminals.screen import MemoryScreen
+from tests.backoffice.adms_rig import running
+from tests.backoffice.desk import TRANSPORT_KEY, World
+from tests.backoffice.kit import ADMIN, ENTERPRISE, sam_serial, terminal_number
+from tests.secretwatch import register
+
+TERMINAL, SAM = terminal_number(777), sam_serial(777)
+OPERATOR_SECRET = "the issuer's own secret"
+HOLDER_PIN = "246824"
+register(OPERATOR_SECRET, "an operator's secret")
+RANDOM = Random(21)
+
+
+class Site:
+    """A world with an HTTP server that can be stopped and started, and what an issuing terminal needs."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world, self.folder = world, folder
+        with world.db.write() as tx:
+            registry.register(tx, ADMIN, ENTERPRISE, TERMINAL, TerminalKind.ISSUING, "issuing desk")
+            registry.fit_sam(tx, ADMIN, ENTERPRISE, TERMINAL, SAM)
+            self.token = tokens.add(tx, ADMIN, ENTERPRISE, TERMINAL, 1, RANDOM.randbytes)[1]
+            credential = Credential.make(OPERATOR_SECRET, RANDOM.randbytes, QUICK)
+            operators.add_first(tx, ENTERPRISE, "anna", Role.ADMINISTRATOR, credential)
+        register(self.token, "a web token")
+        register(urlsafe_b64decode(self.token + "="), "a web token's bytes")
+        self.sam = SamCard.vendor_fresh(TRANSPORT_KEY, world.random_bytes)
+        plan = SamPlan("sam", SAM, TERMINAL, ENTERPRISE, SamKind.ISSUING, (1,), START, EXPIRY)
+        assert world.office.initial is not None
+        make_sam(self.sam, plan, world.office.initial, world.store, MemorySteps())
+        self.sam.reset()
+        self.port = 0
+        self.said: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        self.secrets = {"operator secret": OPERATOR_SECRET, "holder pin": HOLDER_PIN}
+        self.terminals: list[Issuing] = []
+        self.lines: list[OfficeLine] = []
+
+    @contextmanager
+    def served(self, office: Office | None = None) -> Iterator[None]:
+        """The office answers at ``port``, with nothing of acts before."""
+        desks = Desks(office or self.world.office, self.world.store.using)
+        server = web.http_server(web.Web(self.world.db, ENTERPRISE, desks.verbs()).app())
+        try:
+            with running(server) as self.port:
+                yield
+                desks.close()
+        finally:
+            desks.close()
+
+    def line(self) -> OfficeLine:
+        self.lines.append(OfficeLine(f"http://127.0.0.1:{self.port}", self.token))
+        return self.lines[-1]
+
+    def terminal(self, connect: Callable[[], Any] | None = None) -> Issuing:
+        path = self.folder / f"terminal-{len(self.terminals)}.db"
+        journal = Journal(path, ENTERPRISE, TERMINAL, SAM, self.world.clock)
+        rules = DeskRules(labels=self.folder / "labels.txt", pin_sheet=self.folder / "pins.csv")
+        config = TerminalConfig(1, Kind.ISSUING, ENTERPRISE, path, path, bytes(32), desk=rules)
+        sams = OneSam(IssuingSam(self.sam))
+        made = Issuing(config, journal, NoList(), sams, self.world.clock, RANDOM.randbytes, MemoryScreen())
+        made.set_office(connect or self.line, rules)
+        self.terminals.append(made)
+        return made
+
+    def post(self, terminal: Issuing | None = None, readers: list[Reader] | None = None) -> IssuingPost:
+        return IssuingPost(
+            terminal or self.terminal(), "anna", self.secrets.__getitem__, readers or [], self.said.append,
+            self.events.append,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        for terminal in self.terminals:
+            terminal.journal.close()
+        for line in self.lines:
+            line.close()
+
+
+class NoList:
+    """An issuing terminal lets nobody through: it needs no list."""
+
+    version, created_ms = 0, None
+
+    def lookup(self, card_serial: bytes) -> None:
+        return None
