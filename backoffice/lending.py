@@ -259,7 +259,7 @@ class Desks:
             act.end(result=result)
         except OneCardError as e:
             act.end(error=_told(e))
-        except Exception:
+        except Exception:  # a bug ends this act; the terminal is told, the log has it
             LOG.exception("an act failed: %s", do)
             act.end(error={"kind": "OneCardError", "code": "bug", "message": "the office failed: see its log"})
         finally:

@@ -40,7 +40,7 @@ class Batch:
     def progress(self) -> str:
         """How far it is, how fast, and how long it will take."""
         rate = self.issued / max(time.monotonic() - self.began, 0.001)
-        left = (self.left or 0) + self.busy
+        left = (self.left or 0) + self.busy - 1  # the one that is told just now
         time_left = f", {left / rate:.0f} s left" if rate else ""
         return f"batch: {self.issued} issued, {self.failed} failed, {left} to go, {rate:.1f}/s{time_left}"
 
@@ -105,19 +105,29 @@ class IssuingPost:
         return True
 
     def _begin(self, wish: Fields) -> bool:
-        self._end_batch()
-        if self._act is not None:
-            self._act.stop()
-        self._wish, self._act = wish, None
+        self._put_off()
+        self._wish = wish
         which = {"issue": "blank", "reissue": "new" if wish.get("lost") else "old"}.get(wish["do"])
         self._tell(f"present the {which} card" if which else "present the card")
         return True
 
+    def _put_off(self) -> None:
+        """Leave what was under way; torn, it goes on when it is asked for again."""
+        self._end_batch()
+        if self._act is not None:
+            self._act.stop()
+        self._wish, self._act = {}, None
+
     def _begin_batch(self, department: str) -> bool:
+        self._put_off()
         if self._terminal.desk.pin_sheet is None:
-            raise ConfigError("a batch writes the PINs to a file: name it as pin_sheet in [desk]")
-        self._begin({})
-        self._sign_on()
+            self._tell("a batch writes its PINs to a file: name it as pin_sheet in [desk]")
+            return True
+        try:
+            self._sign_on()
+        except TransportError as e:
+            self._tell(f"{e}: type batch again")
+            return True
         self._batch = Batch(department)
         if self._workers and not self._watching:
             self._watching = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from backoffice.lending import Desks
 from backoffice.operators import Credential, Role
 from backoffice.registry import TerminalKind
 from backoffice.station import Office
-from cardlib.errors import CardRemoved, OneCardError
-from cardlib.readers import Reader
+from cardlib.errors import TransportError
+from cardlib.readers import Presence, Reader
 from cardlib.sam import IssuingSam
-from cardlib.transport import Transport
-from keymgmt.handle import KeyHandle
+from cardlib.transport import Decorator, Transport
 from keymgmt.samload import SamKind, SamPlan, make_sam
 from keymgmt.steps import MemorySteps
-from simulator.rig import EXPIRY, START, MemoryJournal, OneSam
+from simulator.card import Card
+from simulator.rig import EXPIRY, START, OneSam
 from simulator.sam import SamCard
 from simulator.world import QUICK
 from terminals.config import Kind, TerminalConfig
@@ -115,3 +115,54 @@ class NoList:
 
     def lookup(self, card_serial: bytes) -> None:
         return None
+
+
+class Pile:
+    """Cards that somebody puts on a reader one after another."""
+
+    def __init__(self, name: str, cards: list[Card]) -> None:
+        self.name, self.cards = name, cards
+        self.at = 0
+
+    def wait(self, known: Presence, timeout_ms: int) -> Presence:
+        now = Presence(self.at < len(self.cards), self.at)
+        if now == known:
+            time.sleep(0.01)
+        return now
+
+    def connect(self) -> Transport:
+        self.at += 1
+        self.cards[self.at - 1].reset()
+        return self.cards[self.at - 1]
+
+
+class Counted(Decorator):
+    """A card that keeps what it was told, and can be pulled away."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__(card)
+        self.told: list[bytes] = []
+
+    def transceive(self, command: bytes) -> bytes:
+        self.told.append(command)
+        return super().transceive(command)
+
+
+class BadLine:
+    """A line whose n-th call is lost: before the office hears it, or its answer on the way back."""
+
+    def __init__(
+        self, line: OfficeLine, lost_at: int, *, heard: bool, act: Callable[[], object] = lambda: None,
+        for_good: bool = False,
+    ) -> None:  # fmt: skip
+        self.line, self.left, self.heard, self.act, self.for_good = line, lost_at, heard, act, for_good
+
+    def call(self, verb: str, **fields: str | int) -> Fields:
+        self.left -= 1
+        if self.left > 0 or (self.left < 0 and not self.for_good):
+            return self.line.call(verb, **fields)
+        if self.left == 0:
+            if self.heard:
+                self.line.call(verb, **fields)
+            self.act()
+        raise TransportError("the line broke")
