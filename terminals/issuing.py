@@ -167,7 +167,7 @@ class Issuing(Terminal):
         """Where the office is, and what stands on the desk."""
         self.desk = rules
         self._connect = connect
-        self._lines: dict[int, Line] = {}
+        self._lines = {CONTROL_READER: connect()}
         self._session = ""
 
     @property
