@@ -34,6 +34,7 @@ class Batch:
         self.acts: dict[int, Lending] = {}
         self.began = time.monotonic()
         self.issued = self.failed = self.busy = 0
+        self.broken = False
         self.left: int | None = None
         self.begun: dict[str, str] = {}
 
@@ -67,16 +68,13 @@ class IssuingPost:
         self._batch: Batch | None = None
         self._lock = Lock()
         self._notes: SimpleQueue[str] = SimpleQueue()
-        self._workers = [
-            Worker(reader, self._feeder(number), self._event)
-            for number, reader in enumerate(readers, CONTROL_READER + 1)
-        ]
-        self._watching = False
+        self._readers = readers
+        self._workers: list[Worker] = []
 
     @property
     def busy(self) -> bool:
         """Whether a batch goes on at readers of its own."""
-        return self._batch is not None and self._watching
+        return bool(self._workers)
 
     # Lines
 
@@ -125,14 +123,15 @@ class IssuingPost:
             return True
         try:
             self._sign_on()
-        except TransportError as e:
+        except (TransportError, ConfigError) as e:
             self._tell(f"{e}: type batch again")
             return True
         self._batch = Batch(department)
-        if self._workers and not self._watching:
-            self._watching = True
-            for worker in self._workers:
-                worker.start()
+        self._workers = [
+            Worker(reader, self._feeder(number), self._event).start()
+            for number, reader in enumerate(self._readers, CONTROL_READER + 1)
+        ]
+        self._tell("present one blank card after another")
         return True
 
     # Cards
@@ -231,6 +230,9 @@ class IssuingPost:
         result: Fields | None = {}
         try:
             result = act.go_on(card)
+        except Refused as e:
+            batch.broken = batch.broken or e.reason == "session"
+            raise
         finally:
             with self._lock:
                 batch.busy -= 1
@@ -263,9 +265,9 @@ class IssuingPost:
         batch = self._batch
         if batch is None:
             return
-        for worker in self._workers if self._watching else ():
+        for worker in self._workers:
             worker.stop()
-        self._batch, self._watching = None, False
+        self._batch, self._workers = None, []
         for act in batch.acts.values():
             result = act.stop() or {}
             batch.left = result.get("left", batch.left)
@@ -281,7 +283,10 @@ class IssuingPost:
     def turn(self) -> None:
         """Write down what was done; end a batch that has nobody left."""
         batch = self._batch
-        if batch is not None and batch.left == 0 and not batch.busy:
+        if batch is not None and batch.broken:
+            self._tell("the office has begun anew: type batch again")
+            self._end_batch()
+        elif batch is not None and batch.left == 0 and not batch.busy:
             self._end_batch()
         try:
             while True:

@@ -312,8 +312,9 @@ def test_card_pulled_away_anywhere(site: Site) -> None:
 @pytest.mark.parametrize("heard", [False, True])
 def test_line_broken_anywhere(site: Site, heard: bool) -> None:
     """Whatever message is lost on the way, each command reaches the card once and the card is made in one go."""
-    world, terminal = site.world, site.terminal()
+    world = site.world
     with site.served():
+        terminal = site.terminal()
         post = site.post(terminal)
         exact = set()
         for number, at in enumerate((0, 1, 2, 3, 10, 40, 77), 1):
@@ -333,11 +334,11 @@ def test_office_or_terminal_gone_anywhere(site: Site, gone: str, monkeypatch: py
     world = site.world
     for number, at in enumerate((1, 4, 30, 90), 1):
         member, card = world.member(number), world.blank()
-        terminal = site.terminal()
-        post = site.post(terminal)
-        post.order(["issue", member])
         with ExitStack() as office:
             office.enter_context(site.served())
+            terminal = site.terminal()
+            post = site.post(terminal)
+            post.order(["issue", member])
             terminal.sign_on("anna", OPERATOR_SECRET)
             end = office.close if gone == "office" else lambda: None
             terminal._lines[0] = BadLine(site.line(), at, heard=True, act=end, for_good=True)
@@ -348,9 +349,35 @@ def test_office_or_terminal_gone_anywhere(site: Site, gone: str, monkeypatch: py
                 assert again(post, card, typed=["issue", member])["member"] == member
         if gone == "office":
             with site.served():
-                terminal._lines.clear()
+                terminal._lines = {0: site.line()}
                 assert again(post, card, typed=["issue", member])["member"] == member
     world.agrees()
+
+
+def test_office_gone_in_a_batch(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose office was started anew ends in words, and the next one makes what is left, half-made cards too."""
+    monkeypatch.setattr(Lending, "patience_s", 0.05)
+    people = [site.world.member(number) for number in range(1, 4)]
+    blanks = [site.world.blank() for _ in range(3)]
+    with ExitStack() as office:
+        office.enter_context(site.served())
+        terminal = site.terminal()
+        post = site.post(terminal, readers=[Pile("one", blanks * 100)])
+        post.order(["batch"])
+        terminal._lines[1] = BadLine(site.line(), 200, heard=True, act=office.close, for_good=True)
+        while not any("does not answer" in one or "line broke" in one for one in site.said):
+            time.sleep(0.005)
+    with site.served():
+        terminal._lines = {0: site.line()}
+        deadline = time.monotonic() + 60
+        while post.busy:
+            assert time.monotonic() < deadline
+            post.turn()
+        assert "the office has begun anew: type batch again" in site.said
+        again = site.post(terminal, readers=[Pile("one", blanks)])
+        run_batch(again)
+    assert sorted(one["member"] for one in site.events if one["event"] == "issued") == people
+    site.world.agrees()
 
 
 # Who may
