@@ -26,6 +26,11 @@ class ConsoleLock:
         self._until_ms = 0
         self._shown: tuple[str, str] | None = None
 
+    @property
+    def stands_free(self) -> bool:
+        """Whether it is unlocked until told otherwise."""
+        return self._free
+
     def release(self, duration_ms: int) -> None:
         """See ``terminals.access.Lock``."""
         self._until_ms = self._now_ms() + duration_ms
@@ -54,7 +59,6 @@ class AccessPost:
     """Doors: cards come at the first one, from outside, until a line names another."""
 
     usage = "door NUMBER [in|out], open NUMBER, shut NUMBER, emergency on|off"
-    busy = False
 
     def __init__(
         self, access: Access, tell: Callable[[str], None], language: str, pin: Callable[[], str | None], operator: str

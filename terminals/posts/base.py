@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cardlib.errors import ConfigError, FormatError
 from cardlib.iso7816 import pin_bytes
+from cardlib.readers import Presence
 from cardlib.records import Note
 from cardlib.transport import Transport
 
@@ -19,10 +20,6 @@ class Post(Protocol):
 
     usage: str
 
-    @property
-    def busy(self) -> bool:
-        """Whether something goes on by itself that the end of the typed lines must not cut."""
-
     def serve(self, card: Transport) -> dict[str, Any]:
         """Serve a card and say what became of it. Raises what the terminal raises."""
 
@@ -34,6 +31,35 @@ class Post(Protocol):
 
     def stop(self) -> None:
         """Leave everything in its safe state."""
+
+
+@runtime_checkable
+class AtWork(Protocol):
+    """A post with work that goes on by itself: the end of the typed lines does not cut it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is such work now."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
+
+    def wait(self, known: Presence, timeout_ms: int) -> Presence:
+        """The presence when it changes, or after the timeout. Raises ReaderLost."""
+
+
+@runtime_checkable
+class OwnReaders(Watched, Protocol):
+    """A post whose cards come at readers of its own, not at the process's."""
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where the card is that is being served, for machines."""
+
+    def connect(self, name: str | None = None) -> Transport:
+        """The card that has come."""
 
 
 def asking(secret: Callable[[str], str], note: Callable[[str], None]) -> Callable[[], str | None]:
