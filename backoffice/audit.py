@@ -79,6 +79,8 @@ class Event(StrEnum):
     ATTENDANCE_CORRECTED = "attendance.corrected"
     DATABASE = "database.changed"
     WEB_ACCESS = "web.access"
+    VOUCHERS_CHANGED = "wallet.vouchers"
+    SUBSIDY_GRANTED = "wallet.subsidy_granted"
 
 
 class Head(NamedTuple):

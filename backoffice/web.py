@@ -234,6 +234,7 @@ def http_server(app: ASGIApp, tls: tuple[Path, Path] | None = None) -> uvicorn.S
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
             super().connection_made(transport)
+            self.access_log = False  # whatever handlers the root logger has
             self._watch(waiting=True)
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -22,7 +22,7 @@ from terminals import config
 from terminals.journal import Journal
 from terminals.lists import TerminalLists
 from terminals.pos import Pos
-from terminals.runtime import Receipt, Terminal
+from terminals.runtime import Office, Receipt, Terminal
 from terminals.screen import ConsoleScreen, Screen
 
 if TYPE_CHECKING:
@@ -88,9 +88,15 @@ T = TypeVar("T", bound=Terminal)
 
 
 def _open(
-    session: Session, file: Path, reader: str, make: Callable[[config.Kind], type[T]], screen: Screen | None = None
+    session: Session,
+    file: Path,
+    reader: str,
+    make: Callable[[config.Kind], type[T]],
+    screen: Screen | None = None,
+    *,
+    online: bool = False,
 ) -> T:
-    """A terminal of the class that ``make`` has for the file's kind, with its SAM, journal and list."""
+    """A terminal of the class that ``make`` has for the file's kind, with SAM, journal, list, ``online`` its line."""
     session.refuse_dry_run("a terminal and its SAM can't be tried out")
     settings = config.load(file)
     made = make(settings.kind)
@@ -102,16 +108,27 @@ def _open(
     shown = screen or ConsoleScreen(sys.stderr, "en")
     opened = [sam]  # one that fails is opened anew: it may only have been seated badly
     sams = session.keep(SamPool([lambda: opened.pop() if opened else open_sam(session, reader)], SAM_RETRY_MS))
-    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown)
+    office = _line(session, settings, sam, journal) if online else None
+    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown, office)
 
 
-def _open_pos(session: Session, file: Path, reader: str) -> Pos:
+def _line(session: Session, settings: config.TerminalConfig, sam: CardSam, journal: Journal) -> Office | None:
+    """The line to the office, where the file names one. Raises ConfigError without a token."""
+    if not settings.office_url:
+        return None
+    from terminals.office import HttpOffice  # noqa: PLC0415  # most verbs need no line
+
+    token = session.secret("office token")
+    return session.keep(HttpOffice(settings.office_url, token, sam.info(), journal, settings.office_ca))
+
+
+def _open_pos(session: Session, file: Path, reader: str, *, online: bool = False) -> Pos:
     def make(kind: config.Kind) -> type[Pos]:
         if kind is not config.Kind.POS:
             raise ConfigError(f"{file} describes a terminal of kind {kind.value}, not a POS")
         return Pos
 
-    return _open(session, file, reader, make)
+    return _open(session, file, reader, make, online=online)
 
 
 def _open_any(session: Session, file: Path, reader: str) -> Terminal:
@@ -157,13 +174,14 @@ def pay(session: Session, amount: int, file: Path, sam_reader: str) -> None:
 
 
 @command.command()
+@click.option("--online", is_flag=True, help="By the office over the line, for a payment whose proof was lost.")
 @terminal_file
 @sam_reader
 @pass_session
-def undo(session: Session, file: Path, sam_reader: str) -> None:
-    """Give the last payment of this terminal back to its card, by the terminal's SAM."""
-    pos = _open_pos(session, file, sam_reader)
-    _present(session, pos.undo_last, session.request_id)
+def undo(session: Session, online: bool, file: Path, sam_reader: str) -> None:
+    """Give the last payment of this terminal back to its card, by the terminal's SAM or the office."""
+    pos = _open_pos(session, file, sam_reader, online=online)
+    _present(session, lambda card: pos.undo_last(card, online=online), session.request_id)
 
 
 @command.command("shift")
@@ -174,11 +192,11 @@ def undo(session: Session, file: Path, sam_reader: str) -> None:
 @pass_session
 def shift_command(session: Session, action: str, cashier: str, file: Path, sam_reader: str) -> None:
     """Open or close a shift, or show its totals so far."""
-    pos = _open_pos(session, file, sam_reader)
+    terminal = _open_any(session, file, sam_reader)
     if action == "open":
-        session.emit({"shift": pos.open_shift(cashier or session.operator)})
+        session.emit({"shift": terminal.open_shift(cashier or session.operator)})
     else:
-        session.emit(pos.totals() if action == "totals" else pos.close_shift())
+        session.emit(terminal.totals() if action == "totals" else terminal.close_shift())
 
 
 @command.command("take-list")
@@ -288,10 +306,6 @@ def run_command(
     if file is None or line["link"] or line["link_pty"]:
         raise ConfigError("give --terminal FILE, or --home FOLDER for a terminal with an installer's line")
 
-    def make(kind: config.Kind) -> type[Terminal]:
-        if kind in posts.ELSEWHERE:
-            raise ConfigError(f"{file}: {posts.ELSEWHERE[kind]}")
-        return posts.KINDS[kind]
-
-    terminal = _open(session, file, sam_reader, make, run.Screen(station.stream, language))
+    screen = run.Screen(station.stream, language)
+    terminal = _open(session, file, sam_reader, posts.KINDS.__getitem__, screen, online=True)
     station.run(terminal, station.post(terminal))

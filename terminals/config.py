@@ -103,8 +103,9 @@ class Kind(Enum):
 class TerminalConfig:
     """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
 
+    ``office_url`` is where the back office is asked, ``office_ca`` the file of who vouches for its certificate.
     ``doors`` by number are an access terminal's, with ``hardware`` where they hang on the line ``osdp``; ``punches``
-    are an attendance terminal's.
+    are an attendance terminal's, ``desk`` is an issuing terminal's.
     """
 
     version: int
@@ -117,6 +118,8 @@ class TerminalConfig:
     utc_offset_min: int = 480
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
+    office_url: str = ""
+    office_ca: Path | None = None
     holidays: frozenset[date] = frozenset()
     holidays_file: Path | None = None
     rules: Rules = field(default_factory=lambda: Rules(0))
@@ -124,8 +127,6 @@ class TerminalConfig:
     hardware: Mapping[int, Hardware] = field(default_factory=dict)
     osdp: OsdpLine | None = None
     punches: PunchRules = field(default_factory=PunchRules)
-    office_url: str = ""
-    office_ca: Path | None = None
     desk: DeskRules = field(default_factory=DeskRules)
 
 
@@ -169,11 +170,7 @@ _SECTIONS: dict[Kind, tuple[str, ...]] = {
     Kind.ISSUING: ("desk",),
 }
 _OWN_SECTIONS = {"rules", "doors", "hardware", "osdp", "punches", "desk"}
-_OF_KINDS = {
-    "holidays": {Kind.ACCESS}, "holidays_file": {Kind.ACCESS},
-    "office_url": {Kind.ISSUING}, "office_ca": {Kind.ISSUING},
-}  # fmt: skip
-"""Settings at the top that only some kinds have."""
+_HOLIDAYS = {"holidays", "holidays_file"}
 _NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
 """Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "holiday")
@@ -530,7 +527,8 @@ def parse(text: str, name: str = "configuration") -> TerminalConfig:
     top = _read(name, text, "", table)
     kind: Kind = top["kind"]
     foreign = sections.keys() - set(_SECTIONS[kind])
-    foreign |= {word for word, kinds in _OF_KINDS.items() if word in top and kind not in kinds}
+    if kind is not Kind.ACCESS:
+        foreign |= _HOLIDAYS & top.keys()
     if foreign:
         word = min(foreign)
         line = max(_line_of(text, "", word), *(_line_of(text, s, "") for s in (word, f"{word}.1")))
@@ -629,7 +627,8 @@ def schema(kind: Kind) -> dict[str, Any]:
         "properties": dict.fromkeys(("daily", *_DAYS), hours),
         "additionalProperties": False,
     }
-    top = _schema_section({key: one for key, one in _settings("").items() if kind in _OF_KINDS.get(key, Kind)})
+    hidden = set[str]() if kind is Kind.ACCESS else _HOLIDAYS
+    top = _schema_section({key: one for key, one in _settings("").items() if key not in hidden})
     top["properties"]["kind"] = {"const": kind.value}
     for section in _SECTIONS[kind]:
         whole = {"weeks": week, **_LISTED}

@@ -54,7 +54,7 @@ def error_of(told: object) -> OneCardError:
 
 
 class Line(Protocol):
-    """A way to the office: see ``terminals.officeline.OfficeLine``."""
+    """A way to the office: see ``terminals.office.HttpOffice``."""
 
     def call(self, verb: str, **fields: str | int) -> Fields:
         """One call. Raises what the office tells, TransportError when no answer came."""

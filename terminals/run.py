@@ -221,7 +221,7 @@ class Process:
                 self._present(self._last)
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")
-            elif words and self._terminal.config.kind in (Kind.POS, Kind.ISSUING):
+            elif words and self._terminal.config.kind in (Kind.POS, Kind.RECHARGE, Kind.ISSUING):
                 self._known = NOTHING_KNOWN  # the card may lie there already
         except Refused as e:
             self._refused(e)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cardlib.errors import ConfigError
-from cardlib.sam import SamPool
+from cardlib.sam import SamInfo, SamPool
 from cardlib.serialport import PtyPort, SerialPort
 from cardlib.transport import GetResponse, Transport
 from console import Session
@@ -19,7 +19,7 @@ from terminals import posts
 from terminals.config import Kind, TerminalConfig
 from terminals.home import Home, OpenPort, Unit
 from terminals.issuing import Issuing
-from terminals.posts.base import Post, asking
+from terminals.posts.base import Post
 from terminals.run import Keyboard, Line, Process, Screen
 from terminals.runtime import Terminal
 
@@ -48,24 +48,20 @@ class Station:
             return self._issuing(terminal)
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
-        pin = asking(session.secret, session.note)
         return posts.make_post(
-            terminal, self.amount, self.stream, self.language, session.operator, pin,
+            terminal, self.amount, self.stream, self.language, session.operator, session.secret, session.note,
             lambda: session.secret_lines("scbk"), tags=session.reader.startswith("uid:"),
         )  # fmt: skip
 
     def _issuing(self, terminal: Issuing) -> Post:
-        """The post of an issuing terminal with all its readers. Raises ConfigError without office, token or reader."""
-        from terminals.officeline import OfficeLine  # noqa: PLC0415  # one kind of terminal has it
+        """The post of an issuing terminal with all its readers. Raises ConfigError without office or reader."""
+        from terminals.office import HttpOffice  # noqa: PLC0415  # few kinds have a line
         from terminals.posts.issuing import IssuingPost, Place, Stack  # noqa: PLC0415  # likewise
 
-        session, settings = self.session, terminal.config
-        if not settings.office_url:
+        session, desk, office = self.session, terminal.config.desk, terminal.office
+        if not isinstance(office, HttpOffice):
             raise ConfigError("an issuing terminal works with the office's keys: set office_url")
-        token = session.secret("office token")
-        terminal.set_office(
-            lambda: session.keep(OfficeLine(settings.office_url, token, settings.office_ca)), settings.desk
-        )
+        terminal.set_office(lambda: session.keep(office.another()), desk)
 
         def reader(name: str) -> Place | Stack:
             scheme, _, rest = name.partition(":")
@@ -82,7 +78,7 @@ class Station:
 
         return IssuingPost(
             terminal, session.operator, lambda name: session.secret(name, new=name == "holder pin"),
-            [reader(name) for name in settings.desk.readers], tell, session.emit if session.json else lambda _: None,
+            [reader(name) for name in desk.readers], tell, session.emit if session.json else lambda _: None,
         )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
@@ -123,10 +119,14 @@ class Station:
 
     def _become(self, screen: Screen, config: TerminalConfig, home: Home) -> tuple[Terminal, Post]:
         """The terminal that a configuration describes. Raises ConfigError when it can't run here."""
-        if config.kind in posts.ELSEWHERE:
-            raise ConfigError(posts.ELSEWHERE[config.kind])
-        sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
-        terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
+        sams, made, office = home.sams or SamPool([]), posts.KINDS[config.kind], None
+        if config.office_url:
+            from terminals.office import HttpOffice  # noqa: PLC0415  # few kinds have a line
+
+            info = SamInfo(home.journal.sam_serial, home.journal.terminal, config.enterprise_id)
+            token = self.session.secret("office token")
+            office = self.session.keep(HttpOffice(config.office_url, token, info, home.journal, config.office_ca))
+        terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen, office)
         own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
         return terminal, own.post(terminal)
 

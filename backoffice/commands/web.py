@@ -17,8 +17,8 @@ from backoffice.installation import Installation
 from backoffice.operators import Permission
 from backoffice.station import Office
 from backoffice.washing import batch_key
-from cardlib.errors import ConfigError, Conflict, FormatError
-from console import Noun, Session
+from cardlib.errors import ConfigError, FormatError
+from console import Noun, Session, write_secret
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -62,7 +62,7 @@ def serve(
             session.emit({"host": host, "port": port, "state": "not started"})
             return
         desks = session.keep(lending.Desks(_desk(office, platform_operator), office.keys.using))
-        verbs = {**hostcalls.verbs(office.office()), **desks.verbs()}
+        verbs = {**hostcalls.HostCalls(office.office(), office.keys.using).verbs(), **desks.verbs()}
         served = web.Web(office.database, office.enterprise_id, verbs, behind_proxy)
         server = web.http_server(served.app(), tls)
         session.note(f"serving {'https' if tls else 'http'}://{host}:{port}/v1/ until interrupted")
@@ -115,17 +115,10 @@ def add(session: Session, office: Installation, holder: str, file: Path, days: i
 
 
 def _hand_out(file: Path, token: str) -> None:
-    """Raises Conflict when the file is there: nothing is written over."""
     if str(file) == "-":
         sys.stdout.write(token + "\n")
-        return
-    try:
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made:
-            made.write(token + "\n")
-    except FileExistsError as e:
-        raise Conflict(f"{file} exists: give a new name") from e
-    except OSError as e:
-        raise ConfigError(f"{file} can't be written: {e.strerror}") from e
+    else:
+        write_secret(file, token + "\n")
 
 
 @token_group.command("list")

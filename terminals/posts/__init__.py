@@ -14,26 +14,24 @@ from terminals.issuing import Issuing
 from terminals.pos import Pos
 from terminals.posts.access import AccessPost
 from terminals.posts.attendance import AttendancePost, TagPost
-from terminals.posts.base import Post
+from terminals.posts.base import Post, asking
 from terminals.posts.pos import PosPost
+from terminals.posts.recharge import RechargePost
+from terminals.recharge import Recharge
 from terminals.runtime import Terminal
 
 KINDS: dict[Kind, type[Terminal]] = {
     Kind.POS: Pos,
     Kind.ACCESS: Access,
     Kind.ATTENDANCE: Attendance,
+    Kind.RECHARGE: Recharge,
     Kind.ISSUING: Issuing,
 }
-ELSEWHERE = {
-    Kind.RECHARGE: "a recharge terminal needs a line to the back office, which computes every load: recharge at the "
-    "office with `onecard wallet recharge`",
-}
-"""Kinds that can't run by themselves, and where to go instead."""
 
 
 def make_post(
     terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
-    pin: Callable[[], str | None], scbks: Callable[[], list[str]], *, tags: bool = False,
+    secret: Callable[[str], str], note: Callable[[str], None], scbks: Callable[[], list[str]], *, tags: bool = False,
 ) -> Post:  # fmt: skip
     """The post for a terminal; ``scbks`` gives the lines with its readers' keys when it has readers.
 
@@ -51,6 +49,7 @@ def make_post(
         raise ConfigError(
             "a uid: reader is for attendance only: its tags prove nothing, so no door and no till takes them"
         )
+    pin = asking(secret, note)
     if isinstance(terminal, Access) and terminal.config.osdp is not None:
         from terminals.posts.osdp import open_post  # noqa: PLC0415  # few doors hang on a line
 
@@ -59,5 +58,12 @@ def make_post(
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
         return TagPost(terminal) if tags else AttendancePost(terminal)
+    if isinstance(terminal, Recharge):
+        if terminal.office is None:
+            raise ConfigError(
+                "a recharge terminal needs a line to the back office, which computes every load: set office_url, or "
+                "recharge at the office with `onecard wallet recharge`"
+            )
+        return RechargePost(terminal, tell, language, secret, note)
     assert isinstance(terminal, Pos)
     return PosPost(terminal, amount_fen, pin, tell)

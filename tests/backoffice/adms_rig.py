@@ -16,9 +16,9 @@ from backoffice.web import listen
 
 
 @contextmanager
-def running(server: uvicorn.Server) -> Iterator[int]:
+def running(server: uvicorn.Server, port: int = 0) -> Iterator[int]:
     """A server in a thread; gives its port."""
-    line = listen("127.0.0.1", 0)
+    line = listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, args=([line],))
     thread.start()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from backoffice import operators, registry, tokens, web
 from backoffice.lending import Desks
@@ -17,7 +17,7 @@ from backoffice.registry import TerminalKind
 from backoffice.station import Office
 from cardlib.errors import TransportError
 from cardlib.readers import Presence, Reader
-from cardlib.sam import IssuingSam
+from cardlib.sam import IssuingSam, SamInfo
 from cardlib.transport import Decorator, Transport
 from keymgmt.samload import SamKind, SamPlan, make_sam
 from keymgmt.steps import MemorySteps
@@ -28,7 +28,7 @@ from simulator.world import QUICK
 from terminals.config import Kind, TerminalConfig
 from terminals.issuing import DeskRules, Fields, Issuing
 from terminals.journal import Journal
-from terminals.officeline import OfficeLine
+from terminals.office import HttpOffice
 from terminals.posts.issuing import IssuingPost
 from terminals.screen import MemoryScreen
 from tests.backoffice.adms_rig import running
@@ -66,7 +66,7 @@ class Site:
         self.events: list[dict[str, Any]] = []
         self.secrets = {"operator secret": OPERATOR_SECRET, "holder pin": HOLDER_PIN}
         self.terminals: list[Issuing] = []
-        self.lines: list[OfficeLine] = []
+        self.lines: list[HttpOffice] = []
 
     @contextmanager
     def served(self, office: Office | None = None) -> Iterator[None]:
@@ -80,8 +80,9 @@ class Site:
         finally:
             desks.close()
 
-    def line(self) -> OfficeLine:
-        self.lines.append(OfficeLine(f"http://127.0.0.1:{self.port}", self.token))
+    def line(self) -> HttpOffice:
+        info = SamInfo(SAM, TERMINAL, ENTERPRISE)
+        self.lines.append(HttpOffice(f"http://127.0.0.1:{self.port}", self.token, info, cast("Journal", None)))
         return self.lines[-1]
 
     def terminal(self, connect: Callable[[], Any] | None = None) -> Issuing:
@@ -152,7 +153,7 @@ class BadLine:
     """A line whose n-th call is lost: before the office hears it, or its answer on the way back."""
 
     def __init__(
-        self, line: OfficeLine, lost_at: int, *, heard: bool, act: Callable[[], object] = lambda: None,
+        self, line: HttpOffice, lost_at: int, *, heard: bool, act: Callable[[], object] = lambda: None,
         for_good: bool = False,
     ) -> None:  # fmt: skip
         self.line, self.left, self.heard, self.act, self.for_good = line, lost_at, heard, act, for_good
