@@ -60,7 +60,10 @@ class Station:
 
         session, desk, office = self.session, terminal.config.desk, terminal.office
         if not isinstance(office, HttpOffice):
-            raise ConfigError("an issuing terminal works with the office's keys: set office_url")
+            raise ConfigError(
+                "an issuing terminal works with the office's keys: set office_url, or issue at the office with "
+                "`onecard card issue`"
+            )
         terminal.set_office(lambda: session.keep(office.another()), desk)
 
         def reader(name: str) -> Place | Stack:

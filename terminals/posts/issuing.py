@@ -123,7 +123,7 @@ class IssuingPost:
             return True
         try:
             self._sign_on()
-        except (TransportError, ConfigError) as e:
+        except (TransportError, ConfigError, Refused) as e:
             self._tell(f"{e}: type batch again")
             return True
         self._batch = Batch(department)
@@ -152,6 +152,7 @@ class IssuingPost:
         except Refused as e:
             self._act = None
             self._wish = wish if e.reason in GO_ON else {}
+            self._tell(str(e))  # the office's own words; terminals have none for them
             raise
         except OneCardError:
             self._act, self._wish = None, {}
