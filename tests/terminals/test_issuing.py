@@ -304,8 +304,8 @@ def test_card_pulled_away_anywhere(site: Site) -> None:
                 break
             card.power.cut_at(0)
             assert again(post, card, typed=[])["member"] == member
-            step += 43
-    assert number > 6
+            step += 67
+    assert number > 4
     world.agrees()
 
 
@@ -317,7 +317,7 @@ def test_line_broken_anywhere(site: Site, heard: bool) -> None:
         terminal = site.terminal()
         post = site.post(terminal)
         exact = set()
-        for number, at in enumerate((0, 1, 2, 3, 10, 40, 77), 1):
+        for number, at in enumerate((0, 1, 2, 10, 77), 1):
             member, card = world.member(number), Counted(world.blank())
             terminal._lines[0] = BadLine(site.line(), at, heard=heard)
             post.order(["issue", member])
@@ -332,7 +332,7 @@ def test_office_or_terminal_gone_anywhere(site: Site, gone: str, monkeypatch: py
     """An office started anew, or a terminal, in the middle of a card: it goes on when it is presented again."""
     monkeypatch.setattr(Lending, "patience_s", 0.05)
     world = site.world
-    for number, at in enumerate((1, 4, 30, 90), 1):
+    for number, at in enumerate((1, 30, 90), 1):
         member, card = world.member(number), world.blank()
         with ExitStack() as office:
             office.enter_context(site.served())
