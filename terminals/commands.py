@@ -22,7 +22,7 @@ from terminals import config
 from terminals.journal import Journal
 from terminals.lists import TerminalLists
 from terminals.pos import Pos
-from terminals.runtime import Office, Receipt, Terminal
+from terminals.runtime import Receipt, Terminal
 from terminals.screen import ConsoleScreen, Screen
 
 if TYPE_CHECKING:
@@ -108,18 +108,12 @@ def _open(
     shown = screen or ConsoleScreen(sys.stderr, "en")
     opened = [sam]  # one that fails is opened anew: it may only have been seated badly
     sams = session.keep(SamPool([lambda: opened.pop() if opened else open_sam(session, reader)], SAM_RETRY_MS))
-    office = _line(session, settings, sam, journal) if online else None
+    office = None
+    if online and settings.office_url:
+        from terminals.station import open_office  # noqa: PLC0415  # most verbs need no line
+
+        office = open_office(session, settings, sam.info(), journal)
     return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown, office)
-
-
-def _line(session: Session, settings: config.TerminalConfig, sam: CardSam, journal: Journal) -> Office | None:
-    """The line to the office, where the file names one. Raises ConfigError without a token."""
-    if not settings.office_url:
-        return None
-    from terminals.office import HttpOffice  # noqa: PLC0415  # most verbs need no line
-
-    token = session.secret("office token")
-    return session.keep(HttpOffice(settings.office_url, token, sam.info(), journal, settings.office_ca))
 
 
 def _open_pos(session: Session, file: Path, reader: str, *, online: bool = False) -> Pos:

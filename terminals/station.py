@@ -19,9 +19,10 @@ from terminals import posts
 from terminals.config import Kind, TerminalConfig
 from terminals.home import Home, OpenPort, Unit
 from terminals.issuing import Issuing
+from terminals.journal import Journal
 from terminals.posts.base import Post
 from terminals.run import Keyboard, Line, Process, Screen
-from terminals.runtime import Terminal
+from terminals.runtime import Office, Terminal
 
 PORT = "port"
 """In a terminal's folder: leads to the pseudo-terminal in use."""
@@ -122,16 +123,24 @@ class Station:
 
     def _become(self, screen: Screen, config: TerminalConfig, home: Home) -> tuple[Terminal, Post]:
         """The terminal that a configuration describes. Raises ConfigError when it can't run here."""
-        sams, made, office = home.sams or SamPool([]), posts.KINDS[config.kind], None
-        if config.office_url:
-            from terminals.office import HttpOffice  # noqa: PLC0415  # few kinds have a line
-
-            info = SamInfo(home.journal.sam_serial, home.journal.terminal, config.enterprise_id)
-            token = self.session.secret("office token")
-            office = self.session.keep(HttpOffice(config.office_url, token, info, home.journal, config.office_ca))
-        terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen, office)
-        own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
+        sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
+        terminal = made(
+            config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen,
+            open_office(self.session, config, home.made.sam_info, home.journal),
+        )  # fmt: skip
+        cashier = self.cashier if config.kind is Kind.RECHARGE else ""
+        own = self if config.kind is Kind.POS else Station(self.session, None, cashier, self.language)
         return terminal, own.post(terminal)
+
+
+def open_office(session: Session, config: TerminalConfig, sam: SamInfo, journal: Journal) -> Office | None:
+    """The line to the office, None where the configuration names none. Raises ConfigError without a token."""
+    if not config.office_url:
+        return None
+    from terminals.office import HttpOffice  # noqa: PLC0415  # most terminals work without a line
+
+    token = session.secret("office token")
+    return session.keep(HttpOffice(config.office_url, token, sam, journal, config.office_ca))
 
 
 def _linked(folder: Path, name: str) -> Path:

@@ -49,11 +49,11 @@ def make_post(
         raise ConfigError(
             "a uid: reader is for attendance only: its tags prove nothing, so no door and no till takes them"
         )
-    pin = asking(secret, note)
     if isinstance(terminal, Access) and terminal.config.osdp is not None:
         from terminals.posts.osdp import open_post  # noqa: PLC0415  # few doors hang on a line
 
         return open_post(terminal, terminal.config.osdp, read_keys(scbks()), tell, language, operator)
+    pin = asking(secret, note)
     if isinstance(terminal, Access):
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
