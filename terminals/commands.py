@@ -15,7 +15,7 @@ import click
 
 from cardlib.errors import ConfigError, OutcomeUnknown
 from cardlib.money import yuan
-from cardlib.sam import CardSam, SamPool
+from cardlib.sam import CardSam, IssuingSam, SamPool
 from cardlib.transport import Transport
 from cardlib.wire.osdp import BAUDS
 from console import AMOUNT, Noun, Session, pass_session
@@ -63,7 +63,7 @@ def open_sam(session: Session, reader: str) -> CardSam:
     pin: Callable[[], bytes] | None = None
     if os.environ.get("ONECARD_SAM_PIN_FILE"):
         pin = lambda: bytes.fromhex(session.secret("sam pin"))  # noqa: E731  # asked for when the SAM is opened
-    return CardSam(session.open_card(reader), pin)
+    return IssuingSam(session.open_card(reader), pin)  # it can prove a control key, which only an issuing SAM holds
 
 
 def open_home(session: Session, sam_reader: str, options: dict[str, Any]) -> Home:
@@ -301,12 +301,8 @@ def run_command(
     if file is None or line["link"] or line["link_pty"]:
         raise ConfigError("give --terminal FILE, or --home FOLDER for a terminal with an installer's line")
 
-    def make(kind: config.Kind) -> type[Terminal]:
-        if kind in posts.ELSEWHERE:
-            raise ConfigError(f"{file}: {posts.ELSEWHERE[kind]}")
-        return posts.KINDS[kind]
-
-    terminal = _open(session, file, sam_reader, make, run.Screen(station.stream, language), online=True)
+    screen = run.Screen(station.stream, language)
+    terminal = _open(session, file, sam_reader, posts.KINDS.__getitem__, screen, online=True)
     station.run(terminal, station.post(terminal))
 
 
