@@ -40,15 +40,17 @@ class Station:
         """Where the screen is: beside the data, not among it."""
         return sys.stderr if self.session.json else sys.stdout
 
-    def post(self, terminal: Terminal) -> Post:
-        """What serves cards. Raises ConfigError."""
+    def post(self, terminal: Terminal, scbk_file: Path | None = None) -> Post:
+        """What serves cards; ``scbk_file``: the readers' keys that came over the line. Raises ConfigError."""
         session = self.session
+        if self.cashier and terminal.config.till.operators:
+            raise ConfigError("this till has operators: leave --cashier out, type `shift open` and present the card")
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
         pin = asking(session.secret, session.note)
         return posts.make_post(
             terminal, self.amount, self.stream, self.language, session.operator, pin,
-            lambda: session.secret_lines("scbk"), tags=session.reader.startswith("uid:"),
+            lambda: session.secret_lines("scbk", scbk_file), tags=session.reader.startswith("uid:"),
         )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
@@ -90,7 +92,8 @@ class Station:
         sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
         terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
         own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
-        return terminal, own.post(terminal)
+        keys = home.host.reader_keys
+        return terminal, own.post(terminal, keys.path if keys and keys.path.exists() else None)
 
 
 def at_hand(session: Session, reader: Watcher | None) -> Callable[[str | None], Transport]:
