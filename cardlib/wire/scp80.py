@@ -6,7 +6,7 @@ Bytes only. Counters, security levels and what an error is answered with are the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum, unique
 from hmac import compare_digest
 from typing import NamedTuple, Self
@@ -20,6 +20,7 @@ COMMAND_UDH = b"\x02\x70\x00"
 RESPONSE_UDH = b"\x02\x71\x00"
 """What stands before a packet in the user data of its first short message."""
 COUNTER_MAX = (1 << 40) - 1
+CC_BYTES = 8
 
 
 @unique
@@ -317,7 +318,7 @@ def _sizes(integrity: Integrity, kid: int) -> tuple[int, ...]:
     if integrity is Integrity.RC:
         return (_RC[nibble][0],) if nibble in _RC else ()
     if integrity is Integrity.CC:
-        return (8, 4) if nibble in (0, PacketAlgorithm.AES) else (8,)
+        return (CC_BYTES, 4) if nibble in (0, PacketAlgorithm.AES) else (CC_BYTES,)
     return ()
 
 
@@ -401,7 +402,7 @@ class ScriptError(FormatError):
         super().__init__(message)
 
 
-def compact(commands: list[bytes]) -> bytes:
+def compact(commands: Iterable[bytes]) -> bytes:
     """A compact script of C-APDUs as T=0 carries them: Le of a command with data is left out. Raises FormatError."""
     script = []
     for raw in commands:
