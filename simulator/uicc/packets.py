@@ -14,6 +14,7 @@ from cardlib.errors import FormatError, MacMismatch, OneCardError
 from cardlib.wire import scp80, sms
 from cardlib.wire.scp80 import CounterMode, Head, Integrity, Keys, PorStatus, Proof, SealedCommand, Spi
 from simulator.nvm import Cell, Nvm, Power
+from simulator.uicc.memory import OtaKeySet
 
 OK, REFUSED = 0x9000, 0x6200
 """Status words of ENVELOPE; a packet that is refused without PoR gets a warning."""
@@ -31,15 +32,6 @@ GSM = 0xA0
 """Class whose GET RESPONSE has its own."""
 
 
-class OtaKeySet(NamedTuple):
-    """Keys for secured packets under one version (ota.md §1) and the last counter that was accepted."""
-
-    algorithm: str
-    kic: bytes
-    kid: bytes
-    counter: int = 0
-
-
 class Executor(Protocol):
     """Runs the commands of one script."""
 
@@ -48,6 +40,9 @@ class Executor(Protocol):
 
     def execute(self, command: bytes) -> bytes:
         """Run one command as T=0 carries it; returns data and status word."""
+
+    def finish(self) -> None:
+        """The script is over."""
 
 
 class Target(NamedTuple):
@@ -88,17 +83,20 @@ class Packets:
         targets: Mapping[bytes, Target],
         submit: Callable[[bytes, bytes], None],
         service_number: str,
+        on_reset: Callable[[], None],
     ) -> None:
         self.nvm, self.power = nvm, power
         self.key_sets, self.upward = key_sets, upward
         self.targets = targets
         self.submit = submit
         self.service_number = service_number
+        self.on_reset = on_reset
         self._made: dict[int, tuple[OtaKeySet, Keys]] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Forget incomplete messages."""
+        """Forget incomplete messages, and what targets keep (``on_reset``)."""
+        self.on_reset()
         self._segments = sms.Segments(MAX_SEGMENTS, MAX_MESSAGES)
         self._reference = 0
 
@@ -254,7 +252,9 @@ def run(accepted: Accepted) -> bytes:
     """Run a script and code its answer (ota.md §5)."""
     target = accepted.target
     executor = target.begin(accepted.key_set)
-    return _run_expanded(executor, accepted.script) if target.expanded else _run_compact(executor, accepted.script)
+    answer = (_run_expanded if target.expanded else _run_compact)(executor, accepted.script)
+    executor.finish()
+    return answer
 
 
 def _run_compact(executor: Executor, script: bytes) -> bytes:

@@ -1,23 +1,37 @@
-"""The one-card applet behind TAR BFFF4F: commands over the air on the card's own COS (ota.md)."""
+"""What is behind the TARs: the one-card applet on the card's COS, files and content of the phone face (ota.md §5)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cardlib.apdu import SW
 from simulator.card import GET_CHALLENGE, SELECT, Card
 from simulator.files import Df
-from simulator.handlers import Refusal
+from simulator.handlers import OK, Refusal
 from simulator.handlers.files import MF_FID
 from simulator.nvm import Nvm, Power
-from simulator.uicc.packets import GOES_ON, ONE_CARD_TAR, Target
+from simulator.uicc.domain import ISD
+from simulator.uicc.face import CLASSES, GSM, INTERINDUSTRY, PROPRIETARY
+from simulator.uicc.packets import GOES_ON, ONE_CARD_TAR, Executor, Packets, Target
+from simulator.uicc.toolkit import REFRESH, once, refresh, send
 
-ONE_CARD_MSL = 0x16
+if TYPE_CHECKING:
+    from simulator.uicc.face import Channel, Uicc
+    from simulator.uicc.files import Node
+
 PLATFORM = 1
 """KVN of the platform; KVN n + 1 belongs to slot n."""
 SLOTS = 8
 KEY_SETS = range(PLATFORM, PLATFORM + SLOTS + 1)
+PLATFORM_ONLY = range(PLATFORM, PLATFORM + 1)
+ISSUER_TAR = bytes(3)
+ADF_TARS = frozenset((0xB00001, 0xB00011, *range(0xB00020, 0xB00120), *range(0xB00140, 0xB00200)))
+"""File management in the USIM's directory; the other TARs of files begin in the MF. B00011 is what live cards do."""
+FILE_COMMANDS = frozenset((0xA4, 0xB0, 0xD6, 0xB2, 0xDC, 0xA2, 0xF2, 0xC0, 0x20, 0x24, 0x26, 0x28, 0x2C))
+CONTENT_COMMANDS = frozenset((0xE6, 0xE8, 0xE4, 0xF2, 0xF0, 0xCA, 0xD8, 0xE2, 0xC0))
+UPDATES = frozenset((0xD6, 0xDC))
 SECURED = 0x04
 NO_DATA = frozenset((0x00B0, 0x00B2, 0x0084, 0x00C0, 0x805C, 0x80CA))
 """``CLA << 8 | INS`` of ISO case 2: five bytes, the last being Le. A protected read carries its MAC as data."""
@@ -77,6 +91,9 @@ class Context(Card):
         self.seen = (None, 0) if self.no_mf else (self.df, self.df.uses)
         return answer
 
+    def finish(self) -> None:
+        """A context outlives its scripts."""
+
     def _untouched(self) -> bool:
         """Whether the contactless face left the application alone since this context's last command."""
         df, uses = self.seen
@@ -114,6 +131,72 @@ class Applet:
         context.starts = True
         return context
 
-    def target(self, msl: int = ONE_CARD_MSL) -> dict[bytes, Target]:
-        """What goes into the table of TARs."""
-        return {ONE_CARD_TAR: Target(msl, KEY_SETS, self.begin)}
+
+class Manager:
+    """Remote management of files (RFM) or of content (RAM): one script on a channel of its own, with all rights."""
+
+    def __init__(self, face: Uicc, channel: Channel, allowed: frozenset[int]) -> None:
+        self.face, self.channel, self.allowed = face, channel, allowed
+        self.changed: list[bytes] = []
+
+    def has_data(self, header: bytes) -> bool:
+        """The case of a command, by class and instruction; what is not known has none."""
+        tables = self.face.handlers[self.channel.mode]
+        case, _ = tables.get(CLASSES[header[0]][0], {}).get(header[1], (2, None))
+        return case != 2
+
+    def execute(self, command: bytes) -> bytes:
+        """Run one command. Classes of other channels and secure messaging have no place here."""
+        if command[0] not in (INTERINDUSTRY, PROPRIETARY, GSM):
+            return SW.CLA.to_bytes(2, "big")
+        if command[1] not in self.allowed:
+            return SW.INS.to_bytes(2, "big")
+        answer = self.face.execute(self.channel, command)
+        if command[1] in UPDATES and answer == OK and self.channel.ef is not None:
+            path = _path(self.channel.ef)
+            if path not in self.changed:
+                self.changed.append(path)
+        return answer
+
+    def finish(self) -> None:
+        """After files were updated the phone is told to read them again."""
+        toolkit = self.face.toolkit
+        if self.changed and toolkit.supports(REFRESH):
+            toolkit.start(once(refresh(self.changed)), from_envelope=True)
+
+
+def _path(node: Node) -> bytes:
+    path = node.fid.to_bytes(2, "big")
+    while node.parent is not node:
+        node = node.parent
+        path = node.fid.to_bytes(2, "big") + path
+    return path
+
+
+def attach(face: Uicc) -> Packets:
+    """Give a phone face its end of secured packets: targets and levels as its description says."""
+    memory = face.memory
+    applet = Applet(face.nvm, face.power, face.random_bytes)
+
+    def files(directory: Node) -> Callable[[int], Executor]:
+        return lambda _: Manager(face, face.remote(directory), FILE_COMMANDS)
+
+    def content(_: int) -> Executor:
+        return Manager(face, face.remote(application=ISD), CONTENT_COMMANDS)
+
+    targets = {}
+    for number, msl in memory.image.msl.items():
+        tar = number.to_bytes(3, "big")
+        if tar == ONE_CARD_TAR:
+            targets[tar] = Target(msl, KEY_SETS, applet.begin)
+        elif tar == ISSUER_TAR:
+            targets[tar] = Target(msl, PLATFORM_ONLY, content)
+        else:
+            targets[tar] = Target(msl, PLATFORM_ONLY, files(face.tree.adf if number in ADF_TARS else face.tree.mf))
+
+    def submit(tpdu: bytes, centre: bytes) -> None:
+        face.toolkit.start(once(send(tpdu, centre)), from_envelope=True)
+
+    return Packets(
+        face.nvm, face.power, memory.ota, memory.upward, targets, submit, memory.image.service_number, applet.reset
+    )

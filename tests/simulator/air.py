@@ -11,8 +11,9 @@ from cardlib.profile import aid
 from cardlib.wire import sms
 from cardlib.wire.scp80 import Spi
 from simulator.nvm import Cell, Power
-from simulator.uicc.packets import ONE_CARD_TAR, OtaKeySet, Packets, Target
-from simulator.uicc.remote import Applet
+from simulator.uicc.memory import OtaKeySet
+from simulator.uicc.packets import ONE_CARD_TAR, Packets, Target
+from simulator.uicc.remote import KEY_SETS, Applet
 from tests.simulator import desk
 
 SENDER = sms.Address.of("+8610690000")
@@ -38,6 +39,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.ran: list[bytes] = []
+        self.scripts = 0
 
     def has_data(self, header: bytes) -> bool:
         return header[1] != 0xB0
@@ -47,6 +49,9 @@ class Echo:
         if command[1] == 0xB0:
             return bytes(command[4] or 256) + b"\x90\0"
         return command[5:] + command[2:4]
+
+    def finish(self) -> None:
+        self.scripts += 1
 
 
 class Air:
@@ -65,7 +70,7 @@ class Air:
         self.echo = Echo()
         self.submitted: list[tuple[bytes, bytes]] = []
         targets = {
-            **self.applet.target(),
+            ONE_CARD_TAR: Target(0x16, KEY_SETS, self.applet.begin),
             SIM_TAR: Target(0x06, range(1, 2), lambda _: self.echo),
             OPEN_TAR: Target(0x00, range(1, 16), lambda _: self.echo, expanded=True),
         }
@@ -77,6 +82,7 @@ class Air:
             targets,
             lambda *one: self.submitted.append(one),
             "10690001",
+            self.applet.reset,
         )
         self.counters = dict.fromkeys(range(16), 0)
 
@@ -84,7 +90,6 @@ class Air:
         self.power.on = True
         self.desk.card.nvm.recover(self.power)
         self.packets.reset()
-        self.applet.reset()
 
     def deliver(self, *user_data: bytes, sender: sms.Address = SENDER) -> tuple[bytes, int]:
         """Hand over short messages; the answer to the last."""

@@ -420,15 +420,19 @@ def test_what_ends_a_context(what: str) -> None:
     assert air.desk.balance(2) == (10_000 if ends else 10_100)
 
 
-def test_money_moved_over_the_air_ends_a_payment() -> None:
-    """A recharge between INITIALIZE and debit at a terminal ends that payment: neither undoes the other."""
+def test_money_moved_over_the_air_meets_a_terminal() -> None:
+    """A recharge between INITIALIZE and the second command at a terminal: a payment goes on, a load does not."""
     air = Air()
     air.desk.select()
     debit = air.desk.debit_command(1, 2, 300, desk.card_key("purchase"))
     load_scripts(air, 100)[0]()
-    air.desk(debit, 0x6901)
-    air.desk(air.desk.debit_command(1, 2, 300, desk.card_key("purchase")))
+    air.desk(debit)
     assert air.desk.balance(2) == 9_800
+    air.desk.authenticate(2, desk.card_key("recharge"))
+    load = air.desk.load_command(2, 50, desk.card_key("load"))
+    load_scripts(air, 100)[0]()
+    air.desk(load, 0x6901)
+    assert air.desk.balance(2) == 9_900
 
 
 def test_a_slot_sees_its_own_application_only() -> None:
