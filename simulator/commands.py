@@ -118,7 +118,7 @@ def serve_sim(
     _serve(session, sim, host, chips)
 
 
-KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card, "rfid-sim": Sim}
+KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card, "rfid_sim": Sim}
 """What ``make`` can make beside cards; an authentication card is a card whose serial says so (keys.md)."""
 
 
@@ -126,7 +126,7 @@ KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentic
 @click.argument("target", type=FILE)
 @click.option("--description", type=FILE, help="TOML description (docs/simulator.md).")
 @click.option("--sam", is_flag=True, help="Make a SAM.")
-@click.option("--rfid-sim", "rfid-sim", is_flag=True, help="Make an RFID-SIM.")
+@click.option("--rfid-sim", is_flag=True, help="Make an RFID-SIM.")
 @click.option("--mother", is_flag=True, help="Make a mother card.")
 @click.option("--authentication", is_flag=True, help="Make an authentication card.")
 @click.option("--transport-key", type=Hex(), help="Be vendor-fresh with this simulated key.")

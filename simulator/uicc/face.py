@@ -249,11 +249,11 @@ def _class(cla: int) -> tuple[int, int, bool]:
     """Family (-1 unknown), channel and whether messages are secured (TS 102 221 10.1.1)."""
     if cla == GSM:
         return GSM, 0, False
-    family = cla & PROPRIETARY
-    if cla & 0x70 == 0:
+    family, form = cla & PROPRIETARY, cla & 0x70
+    if form == 0:
         return family, cla & 3, cla & 0x0C != 0
-    if cla & 0x40:
-        return family, 4 + (cla & 15), cla & 0x20 != 0
+    if form in (0x40, 0x60):
+        return family, 4 + (cla & 15), form == 0x60
     return -1, 0, False
 
 

@@ -22,6 +22,7 @@ GSM_ACCESS = (0x0, 0x1, 0xA, 0xF)
 """The same in the nibbles of GSM 11.11 9.3."""
 
 RULES = [
+    (ALWAYS, ALWAYS),
     (ALWAYS, NEVER),
     (ALWAYS, ADM),
     (ALWAYS, PIN1),
