@@ -16,8 +16,10 @@ from simulator.uicc.session import Session
 
 HISTORICAL = bytes.fromhex("8031E073FE211B67") + b"ONECARD"
 """Historical bytes: card service and capabilities of a UICC (TS 102 221 6.3.3), then a name of no real vendor."""
-ATR_HEAD = bytes.fromhex("9F9680811FC6")
-"""Fast speed, T=0 first, T=1 too, global byte: clock stop allowed, all voltages."""
+ATR_HEAD = bytes.fromhex("9F96801FC6")
+"""Fast speed, T=0, global byte: clock stop allowed, all voltages. T=1 is not offered: PC/SC would choose it, and a tool
+would wait in vain for answers that T=0 announces.
+"""
 
 CHANNELS = 4
 GET_RESPONSE = 0xC0

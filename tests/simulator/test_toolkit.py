@@ -32,6 +32,9 @@ class Remote:
         self.downloads.append((tpdu, centre))
         return self.answer
 
+    def reset(self) -> None:
+        self.requests.clear()
+
     def request(self, slot: int, body: bytes) -> list[bytes]:
         self.requests.append((slot, body))
         return [b"\x01" + body[:3], b"\x02"]
@@ -120,7 +123,8 @@ def test_request_of_the_holder() -> None:
 
 def test_nothing_to_delete() -> None:
     """Without an application, or where nobody takes requests, the menu says so and sends nothing."""
-    _, phone = made("食堂")
+    sim, phone = made("食堂")
+    sim.phone.toolkit.remote = None
     assert phone.choose("删除应用") == "服务未开通"
     sim, phone = made()
     sim.phone.toolkit.remote = Remote()
@@ -187,6 +191,7 @@ def test_envelopes() -> None:
     body = Tlv(0x82, b"\x83\x81") + Tlv(0x06, b"\x91\x21") + Tlv(0x0B, b"\x40\x01")
     data = Tlv(0xD1, body)
     command = f"80C20000{len(data):02X}{data.hex()}"
+    sim.phone.toolkit.remote = None
     assert desk.raw(command) == "9000"
     remote = sim.phone.toolkit.remote = Remote()
     remote.answer = (b"\x02\x71\x00", 0x9000)

@@ -47,17 +47,17 @@ def with_pin() -> Phone:
 
 
 def test_atr(phone: Phone) -> None:
-    """The ATR offers T=0 first and T=1, its check byte is right, its historical bytes are whole TLVs."""
+    """The ATR offers T=0, its check byte is right, its historical bytes are whole TLVs."""
     atr = phone.face.atr
     assert atr[:1] == b"\x3b"
     assert atr[1] & 15 == 15
-    assert len(atr) == 7 + 15 + 1
-    assert (atr[3] & 15, atr[4] & 15, atr[5] & 15) == (0, 1, 15)
+    assert len(atr) == 6 + 15 + 1
+    assert (atr[3] & 15, atr[4] & 15) == (0, 15)
     check = 0
     for byte in atr[1:]:
         check ^= byte
     assert check == 0
-    history = atr[7:-1]
+    history = atr[6:-1]
     assert history[0] == 0x80
     rest = history[1:]
     while rest:
