@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cardlib.crypto.channels import aes_cmac, cbc_encrypt, kdf
 from cardlib.crypto.keys import pad80
 from simulator.uicc.face import Uicc
@@ -21,16 +23,24 @@ class Phone:
 
     def __init__(self, face: Uicc | None = None) -> None:
         self.face = face or Uicc(random_bytes=fixed)
+        self.transceive: Callable[[bytes], bytes] = self.face.transceive
+
+    @classmethod
+    def at(cls, transceive: Callable[[bytes], bytes]) -> Phone:
+        """A desk on any line to a face."""
+        phone = cls()
+        phone.transceive = transceive
+        return phone
 
     def raw(self, command: str) -> str:
         """One command, nothing fetched."""
-        return self.face.transceive(bytes.fromhex(command)).hex().upper()
+        return self.transceive(bytes.fromhex(command)).hex().upper()
 
     def __call__(self, command: str, sw: int = 0x9000) -> bytes:
         """A command and its data; the status word must be ``sw``."""
-        answer = self.face.transceive(bytes.fromhex(command))
+        answer = self.transceive(bytes.fromhex(command))
         if answer[0] in (0x61, 0x9F) and len(answer) == 2:
-            answer = self.face.transceive(bytes((int(command[:2], 16), 0xC0, 0, 0, answer[1])))
+            answer = self.transceive(bytes((int(command[:2], 16), 0xC0, 0, 0, answer[1])))
         assert answer[-2:] == sw.to_bytes(2, "big"), f"{command}: {answer[-2:].hex()} instead of {sw:04X}"
         return answer[:-2]
 
