@@ -121,6 +121,15 @@ def test_request_of_the_holder() -> None:
     assert remote.requests[-1][1][:1] == b"\x02"
 
 
+def test_eight_long_names_fit() -> None:
+    """A list of eight applications with long Chinese names fits one FETCH."""
+    sim, phone = made(*[f"{n}号科技园区行政管理中心员工食堂" for n in range(8)])
+    sim.phone.toolkit.remote = Remote()
+    screen = phone.open("删除应用")
+    assert screen is not None
+    assert len(screen.items) == 8
+
+
 def test_nothing_to_delete() -> None:
     """Without an application, or where nobody takes requests, the menu says so and sends nothing."""
     sim, phone = made("食堂")
@@ -204,6 +213,7 @@ def test_envelopes() -> None:
     with pytest.raises(StatusError) as refused:
         phone.deliver(b"\x40\x01")
     assert refused.value.sw == 0x6200
+    assert desk.raw("A0" + command[2:]) == "9E00"
     phone.open("余额")
     assert desk.raw(command) == "9300"
     phone.press()

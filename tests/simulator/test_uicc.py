@@ -281,7 +281,12 @@ def test_cyclic_file() -> None:
 
 
 def test_same_file_under_two_paths(phone: Phone) -> None:
-    """IMSI and short messages are one file for old and new tools."""
+    """IMSI, short messages and the 2G key are one file for old and new tools."""
+    phone("00A40804047F206F20")
+    phone("00D6000001AA")
+    phone.usim()
+    phone("00A4080C067FFF5F3B4F20")
+    assert phone("00B0000009").hex() == "aa" + "ff" * 7 + "07"
     phone.verify_adm()
     phone.usim()
     phone("00D6870009" + "08" + "11" * 8)
