@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cardlib.errors import ConfigError, StatusError
@@ -233,6 +235,12 @@ def test_what_remote_commands_ask_of_the_phone() -> None:
     Phone._command(phone, bytes.fromhex("80F2000C"))
     assert phone.outbox == [b"\x01\x02"]
     assert phone.refreshed == [bytes.fromhex("013F007F206F07")]
+
+
+def test_page_of_the_phone() -> None:
+    """The example of docs/phone.md runs."""
+    page = (Path(__file__).parents[2] / "docs" / "phone.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})  # it is our page
 
 
 def test_text_coding() -> None:
