@@ -103,6 +103,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "report shift": ["day", "09:00", "18:00"],
     "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
     "report day": ["off", "2026-01-01"],
+    "report tag": ["010063E9AE", "2026-01-01"],
     "report correct": ["M1", "2026-01-01", "09:00", "in", "--reason", "r"],
     "report approve": ["c"],
     "report corrections": ["--month", "2026-01"],
