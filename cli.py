@@ -55,6 +55,7 @@ NOUNS = {
     "report": "backoffice.commands.report backoffice.commands.attendance",
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",
+    "ota": "backoffice.commands.ota",
     "sim": "simulator.commands simulator.entrance terminals.simulated",
     "apdu": "cardlib.commands",
 }
@@ -107,6 +108,7 @@ HELP = {
     "report": "Attendance: shifts, leave, corrections, the month.",
     "audit": "Who did what; proof that nothing was changed.",
     "db": "State of the databases: status, migrate, backup, verify.",
+    "ota": "Packets over the air: take apart, make.",
     "sim": "Simulated cards and SAMs behind a virtual reader.",
     "apdu": "Send single commands to a card.",
 }

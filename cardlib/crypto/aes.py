@@ -1,10 +1,13 @@
-"""AES-128 as OSDP's secure channel and other serial protocols use it: blocks, CBC, and nothing else."""
+"""AES as OSDP's secure channel and other serial protocols use it (AES-128), and as secured packets do."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from cardlib.crypto.chain import CbcMac
+from cardlib.crypto.chain import Cbc, CbcMac
+from cardlib.crypto.packets import PacketAlgorithm, PacketKey
 from cardlib.errors import FormatError
 
 BLOCK = 16
@@ -51,3 +54,50 @@ class AesKey:
 
     def __reduce__(self) -> str:
         raise TypeError("a key is not pickled")
+
+
+class AesPacketKey(PacketKey):
+    """AES of 16, 24 or 32 bytes: CBC, and CMAC (SP 800-38B)."""
+
+    algorithm: ClassVar[PacketAlgorithm] = PacketAlgorithm.AES
+    block: ClassVar[int] = BLOCK
+    __slots__ = ("_cbc", "_chain", "_subkeys")
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._cbc: Cbc | None = None
+        self._chain: CbcMac | None = None
+        self._subkeys = (0, 0)
+
+    def _cipher(self) -> Cbc:
+        cbc = self._cbc
+        if cbc is None:
+            cbc = self._cbc = Cbc(algorithms.AES(self._value))
+        return cbc
+
+    def encrypt(self, blocks: bytes) -> bytes:
+        return self._cipher().encrypt(blocks)
+
+    def decrypt(self, blocks: bytes) -> bytes:
+        return self._cipher().decrypt(blocks)
+
+    def checksum(self, data: bytes) -> bytes:
+        chain = self._chain
+        if chain is None:
+            chain = self._chain = CbcMac(algorithms.AES(self._value))
+            whole = _doubled(int.from_bytes(chain(bytes(BLOCK), 0), "big"))
+            self._subkeys = (whole, _doubled(whole))
+        spare = -len(data) % BLOCK if data else BLOCK
+        if spare:
+            data += b"\x80" + bytes(spare - 1)
+        last = int.from_bytes(data[-BLOCK:], "big") ^ self._subkeys[spare > 0]
+        return chain(data[:-BLOCK] + last.to_bytes(BLOCK, "big"), 0)
+
+    @property
+    def kcv(self) -> bytes:
+        return self.checksum(bytes(BLOCK))[:3]
+
+
+def _doubled(value: int) -> int:
+    """Twice in GF(2^128), as SP 800-38B makes its subkeys."""
+    return (value << 1 ^ 0x87) & (1 << 128) - 1 if value >> 127 else value << 1

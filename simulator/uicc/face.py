@@ -79,6 +79,7 @@ class Uicc:
 
     def __init__(self, nvm: Nvm | None = None, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         from simulator.uicc.commands import HANDLERS  # noqa: PLC0415  # handlers know the face
+        from simulator.uicc.remote import attach  # noqa: PLC0415  # as above
         from simulator.uicc.toolkit import Toolkit  # noqa: PLC0415  # as above
 
         self.nvm = Nvm() if nvm is None else nvm
@@ -88,6 +89,7 @@ class Uicc:
         self.power = Power()
         self.handlers = HANDLERS
         self.toolkit = Toolkit(self)
+        self.toolkit.remote = attach(self)
         self.atr = _atr()
         self.command = b""
         self.reset()
@@ -120,6 +122,8 @@ class Uicc:
         self.loading: tuple[bytes, bytes, int] | None = None
         self.channels: list[Channel | None] = [Channel(0, self.tree.mf)] + [None] * (CHANNELS - 1)
         self.toolkit.reset()
+        if self.toolkit.remote is not None:
+            self.toolkit.remote.reset()
 
     # Rights -----------------------------------------------------------------------------------------------------
 

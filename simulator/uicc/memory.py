@@ -106,6 +106,10 @@ class Memory:
         self.ota = Cell(image.ota_key_sets)
         self.upward: Cell[dict[int, int]] = Cell({})  # counters of packets from the menu, by key version
 
+    def close_slot(self, nvm: Nvm, slot: int) -> None:
+        """The keys of a slot go with its application (ota.md, From the SIM menu); the caller commits."""
+        nvm.write(self.ota, {version: one for version, one in self.ota.value.items() if version != slot + 1})
+
     def dump(self) -> dict[str, Any]:
         """Everything as plain values, for an image file."""
         return {

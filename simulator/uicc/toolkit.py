@@ -81,6 +81,9 @@ class Remote(Protocol):
     def request(self, slot: int, body: bytes) -> list[bytes]:
         """SMS-SUBMITs to the service number that carry ``body`` secured under the key set of a slot (menu)."""
 
+    def reset(self) -> None:
+        """The card was reset."""
+
 
 class Toolkit:
     """The proactive side of one face. ``menu`` off: nothing is ever asked unasked."""

@@ -117,6 +117,8 @@ ARGUMENTS: dict[str, list[str]] = {
 
 OPEN = {
     "init": "there is no operator yet",
+    "ota decode": "works on what it is given, with keys it is given",
+    "ota encode": "works on what it is given, with keys it is given",
     "doctor": "looks at the machine, not into the databases",
     "demo": "works on an installation of its own, which it throws away",
     "sim card": "simulated hardware",
