@@ -1,4 +1,4 @@
-"""The issuer security domain: GlobalPlatform Card Specification 2.3, as uicc.md "Security domain" cuts it down."""
+"""The issuer security domain: GlobalPlatform Card Specification, as uicc.md "Security domain" cuts it down."""
 
 # ruff: noqa: ARG001  # all handlers have one signature
 from __future__ import annotations
@@ -41,7 +41,7 @@ WRONG, MORE, LOCKED_WARNING, BAD_KCV, BAD_ALGORITHM = 0x6300, 0x6310, 0x6283, 0x
 DES_TYPE, AES_TYPE = 0x80, 0x88
 RECOGNITION = bytes.fromhex(
     "06072A864886FC6B01"  # GlobalPlatform
-    "600B06092A864886FC6B020203"  # Card Specification 2.3
+    "600C060A2A864886FC6B02020201"  # Card Specification 2.2.1, the version that tools know best
     "630906072A864886FC6B03"  # this identification scheme
     "640B06092A864886FC6B040215"  # SCP02, i=15
     "640B06092A864886FC6B040300"  # SCP03, i=00
