@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from cardlib import errors
 from cardlib.transport import GetResponse, Transport
-from console import Session, global_options
+from console import Session, Watcher, global_options
 
 VERSION = "0.1.0"
 
@@ -55,7 +56,7 @@ NOUNS = {
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",
     "ota": "backoffice.commands.ota",
-    "sim": "simulator.commands terminals.simulated",
+    "sim": "simulator.commands simulator.entrance terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""
@@ -122,10 +123,17 @@ def _open_simulated(rest: str) -> Transport:
     return card
 
 
-def _open_pcsc(rest: str) -> Transport:
-    from cardlib.pcsc import connect  # noqa: PLC0415  # pyscard is optional
+READERS = {"pcsc": "cardlib.pcsc", "pn532": "cardlib.pn532", "uid": "cardlib.uid"}
+"""Modules with ``connect`` and ``watch``, imported when their scheme is named."""
 
-    return GetResponse(connect(rest))
+
+def _open(module: str, rest: str) -> Transport:
+    return GetResponse(importlib.import_module(module).connect(rest))
+
+
+def _watch(module: str, rest: str) -> Watcher:
+    made: Watcher = importlib.import_module(module).watch(rest)
+    return made
 
 
 def _defaults(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -228,7 +236,9 @@ def run(args: list[str], session: Session) -> int:
 
 def main() -> None:
     """Entry point of the ``onecard`` command."""
-    session = Session(openers={"sim": _open_simulated, "pcsc": _open_pcsc})
+    openers = {"sim": _open_simulated} | {scheme: partial(_open, module) for scheme, module in READERS.items()}
+    watchers = {scheme: partial(_watch, module) for scheme, module in READERS.items()}
+    session = Session(openers=openers, watchers=watchers)
     sys.exit(run(sys.argv[1:], session))
 
 

@@ -20,7 +20,8 @@ import click
 
 from cardlib.errors import ConfigError, Conflict, FormatError, Refused
 from cardlib.money import parse_yuan
-from cardlib.transport import Recorder, Transport
+from cardlib.readers import Reader
+from cardlib.transport import GetResponse, Recorder, Transport
 
 
 class Closable(Protocol):
@@ -30,10 +31,16 @@ class Closable(Protocol):
         """Let it go."""
 
 
+class Watcher(Reader, Closable, Protocol):
+    """A reader that says by itself when a card comes, and can be let go."""
+
+
 T = TypeVar("T")
 C = TypeVar("C", bound=Closable)
 Opener = Callable[[str], Transport]
 """Opens the part of a reader's name behind its scheme."""
+READERS = "onecard.readers"
+"""Entry points of others' readers: a scheme names a module with ``connect`` and perhaps ``watch`` (test-rigs.md)."""
 
 
 @dataclass
@@ -53,6 +60,7 @@ class Session:
     request_id: str = ""
     trace_file: Path | None = None
     log_level: str = "warning"
+    watchers: Mapping[str, Callable[[str], Watcher]] = field(default_factory=dict)
     _open: list[Closable] = field(default_factory=list)
 
     def emit(self, data: Any, text: str | Iterable[str] | None = None) -> None:  # noqa: ANN401  # any JSON value
@@ -105,7 +113,7 @@ class Session:
         variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
         path = str(file) if file else os.environ.get(variable, "")
         if path:
-            text = sys.stdin.readline() if path == "-" else _read_secret(Path(path))
+            text = sys.stdin.readline() if path == "-" else _read_secret(Path(path)).split("\n", 1)[0]
         elif self.no_input or not sys.stdin.isatty():
             raise ConfigError(f"{name} needed: put it in a file named by {variable} (nobody to ask here)")
         else:
@@ -115,6 +123,16 @@ class Session:
             raise ConfigError(f"the {name} is empty")
         return text
 
+    def secret_lines(self, name: str) -> list[str]:
+        """All lines of the file named by ``ONECARD_<NAME>_FILE``; says when others may read it. Raises ConfigError."""
+        variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
+        if not (path := os.environ.get(variable, "")):
+            raise ConfigError(f"{name} needed: put them in a file named by {variable}")
+        lines = _read_secret(Path(path)).splitlines()
+        if Path(path).stat().st_mode & 0o077:
+            self.note(f"{path} may be read by others: chmod 600 {path}")
+        return lines
+
     def need_enterprise(self) -> int:
         """The enterprise this command works on. Raises ConfigError when none was named."""
         if self.enterprise is None:
@@ -122,13 +140,28 @@ class Session:
         return self.enterprise
 
     def connect(self, name: str | None = None) -> Transport:
-        """Open a reader by its name (``sim:``, ``pcsc:``), traced when asked; who asked closes it."""
+        """Open a reader by its name (``sim:``, ``pcsc:``, ...), traced when asked; who asked closes it."""
         name = name or self.reader
         scheme, _, rest = name.partition(":")
         opener = self.openers.get(scheme)
-        if opener is None:
-            raise ConfigError(f"reader {name}: start with one of {', '.join(f'{s}:' for s in self.openers)}")
-        card = opener(rest)
+        if opener is not None:
+            return self.traced(opener(rest))
+        plugged = _plugged_in(scheme)
+        if plugged is None:
+            known = [*self.openers, *sorted(entry.name for entry in _plug_ins())]
+            raise ConfigError(f"reader {name}: start with one of {', '.join(f'{one}:' for one in known)}")
+        return self.traced(GetResponse(plugged.connect(rest)))
+
+    def watch(self, name: str | None = None) -> Watcher | None:
+        """The reader itself when it says by itself that a card has come, else None; closed at the end."""
+        scheme, _, rest = (name or self.reader).partition(":")
+        watcher = self.watchers.get(scheme)
+        if watcher is None and scheme not in self.openers:
+            watcher = getattr(_plugged_in(scheme), "watch", None)
+        return None if watcher is None else self.keep(watcher(rest))
+
+    def traced(self, card: Transport) -> Transport:
+        """The card, its commands written down when that was asked for."""
         if self.trace_file is None:
             return card
         from cardlib.trace import TraceWriter  # noqa: PLC0415  # only when asked for
@@ -148,6 +181,25 @@ class Session:
         """Close all that was opened."""
         while self._open:
             self._open.pop().close()
+
+
+def _plug_ins(scheme: str | None = None) -> Iterable[Any]:
+    from importlib.metadata import entry_points  # noqa: PLC0415  # only for readers that are not ours
+
+    return entry_points(group=READERS) if scheme is None else entry_points(group=READERS, name=scheme)
+
+
+def _plugged_in(scheme: str) -> Any:  # noqa: ANN401  # somebody else's module
+    """The module that an installed package offers for a scheme, or None. Raises ConfigError when it is broken."""
+    for entry in _plug_ins(scheme):
+        try:
+            found = entry.load()
+            found.connect  # noqa: B018  # it must be there
+        except Exception as e:
+            cause = f"{type(e).__name__}: {e}"
+            raise ConfigError(f"reader {scheme}: plug-in {entry.value} is broken ({cause}): update or remove it") from e
+        return found
+    return None
 
 
 def require_new(path: Path) -> None:
@@ -174,7 +226,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 def _read_secret(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").split("\n", 1)[0]
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"secret file {path}: {e.__class__.__name__}: can't be read") from e
 
@@ -298,7 +350,7 @@ def global_options() -> list[click.Option]:
     return [
         _global("--db", type=path, help="Directory of databases and keys. [default: onecard-data]"),
         _global("--enterprise", type=click.IntRange(1, 0xFFFFFFFF), help="Enterprise number."),
-        _global("--reader", help="Card reader: sim:IMAGE or pcsc:NAME."),
+        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, pn532:PORT."),
         _global("--operator", help="Who acts. [default: admin]"),
         _global("--json", is_flag=True, default=None, help="Print data as JSON."),
         _global("--quiet", is_flag=True, default=None, help="Print data and errors only."),

@@ -1,7 +1,7 @@
 """Attendance: punches of all sources, who works when, corrections by two, the monthly statement (requirement C5).
 
-A punch is kept as reported and never changed. Whose it is, is asked when it is read: by the card's holder, or by a
-PIN that is a member number. What a day comes to is worked out by :mod:`backoffice.shifts`.
+A punch is kept as reported and never changed. Whose it is, is asked when it is read: by the card's holder, by a PIN
+that is a member number, or by who had a tag that day. What a day comes to is worked out by :mod:`backoffice.shifts`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cardlib.errors import ConfigError, Conflict, FormatError, NotFound, Refused
 from cardlib.records import PunchDirection, PunchReport
 
 MAX_DAYS = 366
+TAG_BYTES = 5
 MAX_REASON = 200
 DIRECTIONS = PunchDirection._value2member_map_
 _COLUMNS = "enterprise_id, person, local_time, source, status, verify, journal_seq, workcode, verified, received_ms"
@@ -64,7 +65,10 @@ def reported(punch: PunchReport, journal_seq: int) -> Reported | None:
         return None
     if punch.direction not in DIRECTIONS:
         return None
-    person, source = f"card:{punch.card_serial.hex()}", f"terminal:{punch.terminal.hex()}"
+    serial = punch.card_serial
+    is_tag = not any(serial[:-TAG_BYTES])  # a card's serial begins with its kind, which is never 0
+    person = f"uid:{serial[-TAG_BYTES:].hex()}" if is_tag else f"card:{serial.hex()}"
+    source = f"terminal:{punch.terminal.hex()}"
     return Reported(person, text, source, punch.direction, 0, journal_seq, "", punch.verified)
 
 
@@ -94,17 +98,21 @@ def punches(tx: Tx, enterprise_id: int, first: date, last: date, member_number: 
 
 
 def _rows(tx: Tx, enterprise_id: int, first: date, last: date) -> Iterator[tuple[Row, str]]:
-    """Punches of some days by time, with the member whose card or number it is, or an empty text."""
+    """Punches of some days by time, with the member whose card, tag or number it is, or an empty text."""
     rows = tx.all("SELECT card_serial, member_number FROM card_application WHERE enterprise_id = ?", (enterprise_id,))
     holders = {f"card:{row[0].hex()}": row[1] for row in rows}
     rows = tx.all("SELECT member_number FROM member WHERE enterprise_id = ?", (enterprise_id,))
     holders |= {f"pin:{row[0]}": row[0] for row in rows}
+    had: dict[str, list[tuple[str, str]]] = {}
+    for uid, day, holder in tags(tx, enterprise_id):
+        had.setdefault(f"uid:{uid.hex()}", []).append((day, holder))
     for row in tx.execute(
         "SELECT person, local_time, source, status, verified FROM punch"
         " WHERE enterprise_id = ? AND local_time >= ? AND local_time < ? ORDER BY local_time, person, source",
         (enterprise_id, str(first), str(last + timedelta(1))),
     ):
-        yield row, holders.get(row[0], "")
+        whose = [holder for day, holder in had.get(row[0], []) if day <= row[1][:10]]
+        yield row, whose[-1] if whose else holders.get(row[0], "")
 
 
 def _rows_of(tx: Tx, enterprise_id: int, numbers: Iterable[str], first: date, last: date) -> dict[str, list[Row]]:
@@ -114,6 +122,34 @@ def _rows_of(tx: Tx, enterprise_id: int, numbers: Iterable[str], first: date, la
         if holder in found:
             found[holder].append(row)
     return found
+
+
+# Whose a tag is
+
+
+def give_tag(tx: Tx, actor: Operator, enterprise_id: int, uid: bytes, member_number: str, from_day: date) -> None:
+    """From a day on a tag is a member's, or with an empty number nobody's; days before keep who had it then.
+
+    Raises Refused, NotFound, FormatError.
+    """
+    require(actor, Permission.ATTENDANCE_CHANGE, enterprise_id)
+    if len(uid) != TAG_BYTES:
+        raise FormatError(f"a tag's number has {2 * TAG_BYTES} hexadecimal digits")
+    if member_number:
+        members.get(tx, enterprise_id, member_number)
+    tx.execute(
+        "INSERT INTO punch_tag (enterprise_id, uid, from_day, member_number, changed_ms) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (enterprise_id, uid, from_day)"
+        " DO UPDATE SET member_number = excluded.member_number, changed_ms = excluded.changed_ms",
+        (enterprise_id, uid, str(from_day), member_number, tx.now_ms),
+    )
+    _planned(tx, actor, enterprise_id, f"tag:{uid.hex()}", "tag", from_day, number=member_number)
+
+
+def tags(tx: Tx, enterprise_id: int) -> list[tuple[bytes, str, str]]:
+    """Tags with the day from which each was whose, by time."""
+    sql = "SELECT uid, from_day, member_number FROM punch_tag WHERE enterprise_id = ? ORDER BY uid, from_day"
+    return [(row[0], row[1], row[2]) for row in tx.all(sql, (enterprise_id,))]
 
 
 # Who works when

@@ -6,7 +6,7 @@ call with the card presented again goes on; a repeated request id gives the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum, unique
@@ -436,6 +436,7 @@ class _ChipSteps(PhaseSteps):
     def __init__(self, work: Work, platform: Database) -> None:
         super().__init__(work)
         self._chips = WashSteps(platform)
+        self._past: dict[str, Sequence[str]] = {}
 
     def done(self, job: str, step: str) -> None:
         """See ``keymgmt.steps.StepJournal``."""
@@ -445,7 +446,9 @@ class _ChipSteps(PhaseSteps):
 
     def steps(self, job: str) -> list[str]:
         """See ``keymgmt.steps.StepJournal``."""
-        return [*self._chips.steps(job), *super().steps(job)]
+        if job not in self._past:
+            self._past[job] = self._chips.steps(job)
+        return [*self._past[job], *super().steps(job)]
 
 
 def _reserve(tx: Tx, office: Office, serial: bytes, member: Member, replaces: bytes | None) -> Result:
@@ -474,6 +477,11 @@ def _reserve(tx: Tx, office: Office, serial: bytes, member: Member, replaces: by
     }  # fmt: skip
 
 
+def _reserved_key_set(work: Work) -> int:
+    """The key set that a card was promised when it was reserved; jobs of before there were versions had the first."""
+    return int((work.result("card") or {}).get("key_set", 1))
+
+
 def _today(office: Office) -> date:
     now = datetime.fromtimestamp(office.now_ms() / 1000, UTC) + timedelta(minutes=office.offset_min)
     return now.date()
@@ -497,7 +505,8 @@ def _open(office: Office, work: Work, serial: bytes, card: Transport, member: Me
         if actor is None:
             return _open_slot_of(tx, serial, office.enterprise_id).number
         slot = chips.reserve_slot(tx, actor, serial, office.enterprise_id)
-    plan = SlotPlan("slot", serial, office.enterprise_id, office.label, office.algorithm(), office.card_version)
+    algorithm = office.algorithm(_reserved_key_set(work))
+    plan = SlotPlan("slot", serial, office.enterprise_id, office.label, algorithm, office.card_version)
     _open_reserved(office.platform, actor, card, slot, plan, office.store, PhaseSteps(work))
     return slot.number
 
@@ -545,11 +554,12 @@ def _bind(tx: Tx, serial: bytes, member: Member, replaces: bytes | None, actor: 
 def _personalise(office: Office, work: Work, desk: Desk, serial: bytes, member: Member, new: NewCard) -> None:
     here, kept = work.result("card") or {}, (work.result("read") or {}).get("access")
     starts, expires = date.fromisoformat(here["starts"]), date.fromisoformat(here["expires"])
+    key_set = _reserved_key_set(work)
     plan = PersonalPlan(
-        "personalise", serial, office.enterprise_id, here.get("key_set", 1),
+        "personalise", serial, office.enterprise_id, key_set,
         Holder(serial[0], 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE),
         AccessRights.decode(bytes.fromhex(kept)) if kept else _rights(member, starts, expires),
-        starts, expires, new.pin, office.algorithm(),
+        starts, expires, new.pin, office.algorithm(key_set),
     )  # fmt: skip
     try:
         personalise(new.card, plan, desk.station())

@@ -196,11 +196,11 @@ class Office:
                 waiting[kind] = [chips.next_serial(tx, kind) for _ in range(SERIALS)][::-1]
         return waiting[kind].pop()
 
-    def algorithm(self) -> Algorithm:
-        """Algorithm of the enterprise's keys."""
+    def algorithm(self, key_set: int) -> Algorithm:
+        """Algorithm of the enterprise's keys of a version."""
         if self.issuing:
-            return next(line.algorithm for line in self.issuing.keys.lines() if line.version == self.key_set)
-        return self.store.handle(KeyRef(Purpose.CONTROL, self.key_set, self.enterprise_id)).algorithm
+            return next(line.algorithm for line in self.issuing.keys.lines() if line.version == key_set)
+        return self.store.handle(KeyRef(Purpose.CONTROL, key_set, self.enterprise_id)).algorithm
 
     def source(self) -> KeySource:
         """What fills key files: the key store, or the mother card of a station without one."""

@@ -180,3 +180,6 @@ class PcscReader:
         if self._context is not None:
             _scard().SCardReleaseContext(self._context)
             self._context = None
+
+
+watch = PcscReader

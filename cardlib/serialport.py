@@ -119,6 +119,13 @@ class SerialPort:
         except self._lost as e:
             raise ReaderLost(f"{self.url} is lost: {_hint(e)}") from e
 
+    def fileno(self) -> int | None:
+        """What ``select`` waits for; None where the port has nothing of the kind (``rfc2217://``)."""
+        try:
+            return int(self._port.fileno())
+        except (AttributeError, OSError):  # io's "unsupported operation" among them
+            return None
+
     def set_baud(self, baud: int) -> None:
         """Change the speed once all has left. Raises ReaderLost, ConfigError when the port does not have it."""
         try:
@@ -155,6 +162,10 @@ class PtyPort:
     def read(self) -> bytes:
         """What has come, after waiting at most 5 ms for a first byte."""
         return os.read(self._ours, 1 << 16) if select.select([self._ours], [], [], WAIT_S)[0] else b""
+
+    def fileno(self) -> int:
+        """What ``select`` waits for."""
+        return self._ours
 
     def set_baud(self, baud: int) -> None:
         """Nothing: a pseudo-terminal has no speed."""

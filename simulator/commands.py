@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import select
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from cardlib.errors import ConfigError, Conflict
+from cardlib.errors import ConfigError, Conflict, FormatError, OneCardError
+from cardlib.wire.uid import UID_BYTES
 from console import Hex, Noun, Session, pass_session, write_new
 from simulator import image
 from simulator.card import Card, ScriptedRandom
 from simulator.mothercard import MotherCard
+from simulator.pn532 import Faults, SimulatedPn532
+from simulator.pty import Device, Pty
 from simulator.reader import Chip
 from simulator.sam import SamCard
 from simulator.sim import Sim
+from simulator.uid import SimulatedUidModule
 from simulator.vendor import ALGORITHM_NAMES, KEY_BYTES, KIND_NAMES, Vendor
 from simulator.vpcd import HOST, Slot
 
@@ -118,7 +127,7 @@ def serve_sim(
     _serve(session, sim, host, chips)
 
 
-KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card, "rfid-sim": Sim}
+KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card, "rfid_sim": Sim}
 """What ``make`` can make beside cards; an authentication card is a card whose serial says so (keys.md)."""
 
 
@@ -126,7 +135,7 @@ KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentic
 @click.argument("target", type=FILE)
 @click.option("--description", type=FILE, help="TOML description (docs/simulator.md).")
 @click.option("--sam", is_flag=True, help="Make a SAM.")
-@click.option("--rfid-sim", "rfid-sim", is_flag=True, help="Make an RFID-SIM.")
+@click.option("--rfid-sim", is_flag=True, help="Make an RFID-SIM.")
 @click.option("--mother", is_flag=True, help="Make a mother card.")
 @click.option("--authentication", is_flag=True, help="Make an authentication card.")
 @click.option("--transport-key", type=Hex(), help="Be vendor-fresh with this simulated key.")
@@ -185,3 +194,87 @@ def batch(
         {"file": target, "batch": batch_id, "chips": [card.chip for card in cards]},
         f"{folder} holds {count} chips of batch {batch_id} and {target.name}",
     )
+
+
+behind_pty = click.option(
+    "--pty", is_flag=True, required=True, expose_value=False, help="Be at the other end of a pseudo-terminal."
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Faults are the same with the same.")
+
+
+def _serve_pty(session: Session, folder: Path, device: Device, order: Callable[[list[str]], bool]) -> None:
+    """Be a serial device until interrupted; lines of standard input say what is presented to it."""
+    session.refuse_dry_run("a device runs or not")
+    folder.mkdir(parents=True, exist_ok=True)
+    pty = session.keep(Pty(device))
+    session.emit({"port": pty.name, "link": pty.link(folder / "port")})
+    sys.stdout.flush()
+    pending, typed = b"", True
+    while True:
+        pty.turn()
+        while typed and select.select([sys.stdin.fileno()], [], [], 0)[0]:
+            chunk = os.read(sys.stdin.fileno(), 4096)
+            typed = bool(chunk)
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                try:
+                    if not order(line.decode(errors="replace").split(maxsplit=1)):
+                        session.note(f"{line.decode(errors='replace')[:40]!r} is not understood here")
+                except OneCardError as e:
+                    session.note(str(e))
+
+
+@command.command("pn532")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@behind_pty
+@click.option("--faults", type=click.FloatRange(0, 1), default=0.0, help="How often each thing goes wrong on the line.")
+@click.option("--pull", type=click.FloatRange(0, 1), default=0.0, help="How often a card is pulled away at a command.")
+@seed_option
+@pass_session
+def pn532(session: Session, folder: Path, faults: float, pull: float, seed: int) -> None:
+    """Be a PN532 reader; FOLDER/port leads to its port. Lines typed: card FILE, remove."""
+    chip = SimulatedPn532(Faults(faults, faults, faults, faults, faults, faults, pull), seed)
+
+    def order(words: list[str]) -> bool:
+        match words:
+            case ["card", file]:
+                path = Path(file)
+                card = image.load(path)
+                image.keep(card, path)
+                chip.put(card, b"\x04" + hashlib.sha256(str(path.resolve()).encode()).digest()[:6])
+            case ["remove"]:
+                chip.take()
+            case _:
+                return not words
+        return True
+
+    _serve_pty(session, folder, chip, order)
+
+
+@command.command("uid")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@behind_pty
+@click.option("--faults", type=click.FloatRange(0, 1), default=0.0, help="How often a byte is wrong.")
+@seed_option
+@pass_session
+def uid_module(session: Session, folder: Path, faults: float, seed: int) -> None:
+    """Be a serial module for tags that tell a number; FOLDER/port leads to its port. Lines typed: tag HEX, remove."""
+    module = SimulatedUidModule(time.monotonic, faults, seed)
+
+    def order(words: list[str]) -> bool:
+        match words:
+            case ["tag", digits]:
+                try:
+                    number = bytes.fromhex(digits)
+                except ValueError:
+                    number = b""
+                if len(number) != UID_BYTES:
+                    raise FormatError(f"a tag's number has {2 * UID_BYTES} hexadecimal digits")
+                module.tag = number
+            case ["remove"]:
+                module.tag = None
+            case _:
+                return not words
+        return True
+
+    _serve_pty(session, folder, module, order)

@@ -8,7 +8,7 @@ from cardlib.errors import CardRemoved
 from cardlib.wire import osdp
 from cardlib.wire.osdp import BitString, Message
 from cardlib.wire.osdp_device import Device
-from simulator.reader import Reader
+from simulator.reader import Chip, Reader
 from simulator.serialline import NEVER, Port
 
 MAX_FILE = 1 << 20
@@ -40,7 +40,10 @@ class SimulatedReader:
         self.tamper = 0
         self.files: list[bytes] = []
         self.is_on = True
+        self.now_ms = 0
         self._file = bytearray()
+        self._off_ms: dict[int, int] = {}
+        self._in_session = self._gone = False
 
     def card(self, data: bytes, bits: int | None = None, form: int = 0) -> None:
         """A credential was read; reported at the next poll. Raises Conflict when too many wait."""
@@ -50,9 +53,41 @@ class SimulatedReader:
         """Keys were pressed. Raises Conflict when too many events wait."""
         self.device.report(osdp.Keypad(0, digits.encode()))
 
+    def present(self, chip: Chip) -> None:
+        """A card comes that speaks APDUs; the panel is told. Raises Conflict when another lies there."""
+        self.reader.put(chip)
+        self.device.report(osdp.Xrd(1, 1, b"\x00\x02"))
+
+    def remove(self) -> None:
+        """The card goes, and with it the panel's conversation: another one in its place does not take part in it."""
+        if self.reader.take() is not None:
+            self._gone = self._in_session
+            self.device.report(osdp.Xrd(1, 1, b"\x00\x00"))
+
+    def contact(self, active: bool, number: int = 0) -> None:
+        """An input changes, which is reported."""
+        self.inputs[number] = active
+        self.device.report(osdp.InputStatus(bytes(self.inputs)))
+
+    def sabotage(self, tampered: bool) -> None:
+        """Somebody opens the housing, or closes it."""
+        self.tamper = int(tampered)
+        self.device.report(osdp.LocalStatus(self.tamper, 0))
+
+    def receive(self, data: bytes, now_ms: int) -> bytes:
+        """Take what the line says and return what to answer; timed outputs end in time."""
+        self.now_ms = now_ms
+        for output in [output for output, end_ms in self._off_ms.items() if now_ms >= end_ms]:
+            self.outputs[output] = not self.outputs[output]
+            del self._off_ms[output]
+        return self.device.receive(data, now_ms) if self.is_on and data else b""
+
     def power_cycle(self) -> None:
-        """Everything that is not in flash is gone: session, queue of events, half a file."""
+        """Everything that is not in flash is gone: session, outputs, queue of events, half a file."""
         self.device.reset()
+        self.outputs[:] = bytes(len(self.outputs))
+        self._off_ms.clear()
+        self._in_session = self._gone = False
         self.device.events.clear()
         self._file.clear()
 
@@ -61,9 +96,7 @@ class SimulatedReader:
         self.device.on_com = lambda com: port.set_baud(com.baud) if com.baud != port.line.baud else None
 
         def step() -> int:
-            data = port.read()
-            answer = self.device.receive(data, port.line.now_ms) if self.is_on and data else b""
-            if answer:
+            if answer := self.receive(port.read(), port.line.now_ms):
                 port.write(answer, turnaround_us)
             return NEVER
 
@@ -110,6 +143,9 @@ class SimulatedReader:
         for control in command.controls:
             if control.action:
                 self.outputs[control.output] = control.action in {2, 4, 5}
+                self._off_ms.pop(control.output, None)
+                if control.action in {5, 6}:
+                    self._off_ms[control.output] = self.now_ms + 100 * control.timer
         return osdp.OutputStatus(bytes(self.outputs))
 
     def _take_file(self, command: osdp.FileTransfer) -> Message:
@@ -127,10 +163,17 @@ class SimulatedReader:
         return osdp.FtStat(1, 0, 1, 0)
 
     def _apdu(self, command: osdp.Xwr) -> Message:
+        if (command.mode, command.function) == (1, 2):
+            self.reader.close()
+            self._in_session = self._gone = False
+            return osdp.Ack()
         if (command.mode, command.function) != (1, 1) or len(command.data) < 2:
             return osdp.Nak(osdp.NakCode.RECORD)
         head, apdu = command.data[:1], command.data[1:]
+        self._in_session = True
         try:
+            if self._gone:
+                return osdp.Xrd(1, 2, head + b"\x01")
             return osdp.Xrd(1, 2, head + b"\x00" + self.reader.transceive(apdu))
         except CardRemoved:
             return osdp.Xrd(1, 2, head + b"\x01")

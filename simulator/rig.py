@@ -112,7 +112,7 @@ class OneSam:
 class Enterprise:
     """A whole small enterprise: keys, issuing station, a till, cards. Everything random comes from ``seed``.
 
-    ``clock_ms`` is what its clocks show; a test moves it on.
+    ``clock_ms`` is what its clocks show, ``access`` what new cards may do at doors; a test changes both.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class Enterprise:
         self.algorithm = algorithm
         self.random_bytes = Random(seed).randbytes
         self.clock_ms = NOON_MS
+        self.access = AccessRights(START, EXPIRY)
         self.journal = MemoryJournal()
         self.lists = Listed(self.now_ms)
         self._cards = self._sales = 0
@@ -179,7 +180,7 @@ class Enterprise:
         open_slot(card, SlotPlan("slot", serial, self.enterprise_id, "ONECARD", self.algorithm), self.keys, steps)
         plan = PersonalPlan(
             "personalise", serial, self.enterprise_id, 1, Holder(1, 0, name, member),
-            AccessRights(START, EXPIRY), START, EXPIRY, pin_bytes(PIN), self.algorithm,
+            self.access, START, EXPIRY, pin_bytes(PIN), self.algorithm,
         )  # fmt: skip
         personalise(card, plan, Station(self.host, self.source, steps, self.journal, self.now_ms, self.random_bytes))
         card.reset()

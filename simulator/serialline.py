@@ -103,7 +103,7 @@ class SerialLine:
     def transmit(self, sender: Port, data: bytes, after_us: int) -> None:
         """Put bytes on the wire, with whatever faults the seed has for them."""
         self.writes += 1
-        pieces = self._spoil(data)
+        pieces = self.spoil(data)
         at = max(self.now_us + after_us, sender.free_us)
         if self._random.random() < self.faults.delay:
             at += self._random.randrange(self.faults.delay_us + 1)
@@ -178,7 +178,7 @@ class SerialLine:
             for byte in self._flight
         ]
 
-    def _spoil(self, data: bytes) -> list[bytes]:
+    def spoil(self, data: bytes) -> list[bytes]:
         """What of a write goes onto the wire, in pieces between which the line pauses."""
         chance, faults, raw = self._random.random, self.faults, bytearray(data)
         if raw and chance() < faults.damage:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Protocol
 
-from cardlib.errors import Refused, TransportError
+from cardlib.errors import OneCardError, Refused, TransportError
 from cardlib.iso7816 import read_binary, read_record, update_record
 from cardlib.profile import AccessRights, LastPassage, load_profile
 from cardlib.records import PassageReport, local_when
@@ -88,38 +88,59 @@ class Access(Terminal):
         place = self._doors[door]
         with self.tap(card) as tap:
             rights = AccessRights.decode(read_binary(tap.card, load_profile().file("access").fid))
-            before = self._last_passage(tap)
-            try:
-                passage = self._decide(tap, place, direction, pin, rights, before)
-            except Refused as e:
-                self._report(tap, place, direction, False, e.reason)
-                self.screen.show(Notice(Say.REFUSED, reason=BY_CODE.get(e.reason)))
-                raise
-            if passage.waits:
-                escorted = bool(rights.flags & CardFlag.ESCORTED)
-                place.partner = Partner(tap.session.factor, escorted, self.now_ms())
-                self.screen.show(Notice(Say.PRESENT_SECOND))
-                return passage
-            self._grant(tap, place, direction, passage, before)
+            info, before = tap.session.public_info, self._last_passage(tap)
+            limits = replace(
+                rights, valid_from=max(_days(info.start, rights.valid_from), default=None),
+                valid_until=min(_days(info.expiry, rights.valid_until), default=None),
+            )  # fmt: skip
+            ask = None if pin is None else lambda: self._ask_pin(tap, pin)
+            return self._pass(place, direction, tap.session.factor, limits, before, ask, tap)
+
+    def present_verified(
+        self, serial: bytes, rights: AccessRights, door: int, direction: Direction, head: str
+    ) -> Passage:
+        """Decide for a card that a reader head with a SAM of its own has verified (osdp.md); the journal says so.
+
+        Nothing is written to the card, so anti-passback knows of this terminal's passages only, and no PIN can be
+        asked for. Raises as ``present`` does.
+        """
+        self.journal.note("verified_by_head", f"{head} card {serial.hex().upper()}")
+        return self._pass(self._doors[door], direction, serial, rights, LastPassage.of(), None, None)
+
+    def _pass(
+        self, place: _Door, direction: Direction, serial: bytes, rights: AccessRights, before: LastPassage,
+        ask: Callable[[], Pin] | None, tap: Tap | None,
+    ) -> Passage:  # fmt: skip
+        """From what is known of a card to the lock; ``tap`` None when the card itself is not here."""
+        try:
+            passage = self._decide(place, direction, serial, rights, before, ask)
+        except Refused as e:
+            self._report(serial, place, direction, False, e.reason)
+            self.screen.show(Notice(Say.REFUSED, reason=BY_CODE.get(e.reason)))
+            raise
+        if passage.waits:
+            place.partner = Partner(serial, bool(rights.flags & CardFlag.ESCORTED), self.now_ms())
+            self.screen.show(Notice(Say.PRESENT_SECOND))
+            return passage
+        self._grant(serial, place, direction, passage, before, tap)
         return passage
 
     def _decide(
-        self, tap: Tap, place: _Door, direction: Direction, pin: Callable[[], str | None] | None,
-        rights: AccessRights, before: LastPassage,
+        self, place: _Door, direction: Direction, serial: bytes, rights: AccessRights, before: LastPassage,
+        ask: Callable[[], Pin] | None,
     ) -> Passage:  # fmt: skip
         now_ms, rules = self.now_ms(), place.rules
-        info, standing, created_ms = tap.session.public_info, self.journal.standing(), self.lists.created_ms
+        standing, created_ms = self.journal.standing(), self.lists.created_ms
         facts = PassFacts(
-            tap.session.factor, direction, int.from_bytes(rights.groups, "big"), rights.schedule,
-            CardFlag(rights.flags & 7), max(_days(info.start, rights.valid_from), default=None),
-            min(_days(info.expiry, rights.valid_until), default=None), self.lists.lookup(tap.session.factor),
-            created_ms, max(standing.clock_floor_ms, created_ms or 0), last_seen=self._last_seen(tap, before),
+            serial, direction, int.from_bytes(rights.groups, "big"), rights.schedule,
+            CardFlag(rights.flags & 7), rights.valid_from, rights.valid_until, self.lists.lookup(serial),
+            created_ms, max(standing.clock_floor_ms, created_ms or 0), last_seen=self._last_seen(serial, before),
             open_doors=frozenset(number for number, one in self._doors.items() if one.lock.is_open),
             first_seen=place.first_day == local_time(now_ms, rules.utc_offset_min).date(), partner=place.partner,
         )  # fmt: skip
         passage = may_pass(facts, rules, now_ms)
-        if passage.reason is Reason.PIN_REQUIRED and pin is not None:
-            passage = may_pass(replace(facts, pin=self._ask_pin(tap, pin)), rules, now_ms)
+        if passage.reason is Reason.PIN_REQUIRED and ask is not None:
+            passage = may_pass(replace(facts, pin=ask()), rules, now_ms)
         if passage.reason is not None:
             raise passage.reason.refusal()
         return passage
@@ -145,24 +166,34 @@ class Access(Terminal):
         torn, before = self._torn.get(tap.session.factor, (b"", None))
         return before if before is not None and raw == torn else LastPassage.decode(raw)
 
-    def _last_seen(self, tap: Tap, record: LastPassage) -> LastSeen | None:
+    def _last_seen(self, serial: bytes, record: LastPassage) -> LastSeen | None:
         """Where the card was last: its own record, unless this terminal knows of something later."""
         on_card = LastSeen(record.zone, datetime.combine(record.day, record.at)) if record.day else None
-        here = self._seen.get(tap.session.factor)
+        here = self._seen.get(serial)
         if on_card is None or here is None:
             return on_card or here
         return max(on_card, here, key=lambda seen: seen.when)
 
-    def _grant(self, tap: Tap, place: _Door, direction: Direction, passage: Passage, before: LastPassage) -> None:
+    def _grant(
+        self, serial: bytes, place: _Door, direction: Direction, passage: Passage, before: LastPassage, tap: Tap | None
+    ) -> None:
         """Card, journal, lock, in this order: a door never opens for what is written nowhere."""
-        serial, now_ms = tap.session.factor, self.now_ms()
+        now_ms = self.now_ms()
         when = local_time(now_ms, place.rules.utc_offset_min).replace(microsecond=0)
         zone = place.rules.target(direction)
-        self._write_passage(tap, LastPassage.of(zone, when.date(), when.time(), direction.value), before)
+        record = LastPassage.of(zone, when.date(), when.time(), direction.value)
+        if tap is not None:
+            self._write_passage(tap, record, before)
         reason = Reason.ANTI_PASSBACK.code if passage.violation else ""
-        self._report(tap, place, direction, True, reason)
+        self._report(serial, place, direction, True, reason)
         if passage.duress:
             self.journal.note("duress", f"door {place.rules.door} card {serial.hex().upper()}")
+        try:
+            place.lock.release(place.rules.release_ms)
+        except OneCardError:  # nobody went through: what the card says of it does not count
+            self._torn[serial] = record.encode(), before
+            self.journal.note("lock_failed", f"door {place.rules.door}")
+            raise
         if len(self._seen) >= MAX_REMEMBERED:
             self._seen.pop(next(iter(self._seen)))
         self._seen.pop(serial, None)
@@ -170,7 +201,6 @@ class Access(Terminal):
         place.partner = None
         place.first_day = when.date()
         place.state = place.state.released(now_ms, place.rules.release_ms)
-        place.lock.release(place.rules.release_ms)
         self.screen.show(Notice(Say.PASS))
 
     def _write_passage(self, tap: Tap, record: LastPassage, before: LastPassage) -> None:
@@ -182,15 +212,20 @@ class Access(Terminal):
             raise
         self._torn.pop(tap.session.factor, None)
 
-    def _report(self, tap: Tap, place: _Door, direction: Direction, granted: bool, reason: str) -> None:
+    def _report(self, serial: bytes, place: _Door, direction: Direction, granted: bool, reason: str) -> None:
         now_ms, rules = self.now_ms(), place.rules
         self.journal.report(
             PassageReport(
-                self.config.enterprise_id, self.journal.terminal, tap.session.factor,
+                self.config.enterprise_id, self.journal.terminal, serial,
                 local_when(now_ms, rules.utc_offset_min), now_ms, rules.target(direction), rules.door,
                 direction.value, granted, reason, self.lists.version,
             )
         )  # fmt: skip
+
+    @property
+    def in_emergency(self) -> bool:
+        """Whether all doors stand open because somebody said so."""
+        return self._emergency
 
     # --- the doors themselves --------------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class Mode(Enum):
 class PunchRules:
     """What the enterprise set. ``repeat_ms``: a second punch of a card within this time is none.
 
-    ``pair_within_ms``: in mode PAIR, who came longer ago than this comes anew. Raises ConfigError.
+    ``pair_within_ms``: in mode PAIR, who came longer ago than this comes anew. ``uid_reader``: tags that prove nothing
+    may punch too, at a reader of their own. Raises ConfigError.
     """
 
     mode: Mode = Mode.KEY
@@ -47,6 +48,7 @@ class PunchRules:
     repeat_ms: int = 60_000
     pair_within_ms: int = 16 * 3_600_000
     list_reduced_ms: int = 3 * DAY_MS
+    uid_reader: bool = False
     utc_offset_min: int = 480
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class Attendance(Terminal):
         """What the configuration says; punches of before are remembered by their cards."""
         self._punch_rules = rules
         self._owed = self._left_over()
+        self._tags: dict[bytes, tuple[datetime, PunchDirection]] = {}
 
     def punch(self, card: Transport, pressed: PunchDirection | None = None) -> Verdict:
         """Write a punch to the journal and the card, unless the card was punched just now.
@@ -140,13 +143,35 @@ class Attendance(Terminal):
         self.screen.show(Notice(Say.PUNCHED))
         return verdict
 
+    def punch_tag(self, uid: bytes, pressed: PunchDirection | None = None) -> Verdict:
+        """Write a punch of a tag to the journal, marked as not verified: its number proves nothing (terminals.md).
+
+        No list names tags, and none remembers its punches: this terminal does, until it is switched off.
+        Raises Refused with the reason.
+        """
+        now_ms, rules = self.now_ms(), self._punch_rules
+        floor_ms = self.journal.standing().clock_floor_ms
+        facts = PunchFacts(list_created_ms=now_ms, clock_floor_ms=floor_ms, last=self._tags.get(uid), pressed=pressed)
+        verdict = judge(facts, rules, now_ms)
+        if verdict.reason is not None:
+            self.screen.show(Notice(Say.REFUSED, reason=verdict.reason))
+            raise verdict.reason.refusal()
+        if verdict.direction is not None and not verdict.repeated:
+            number = uid.rjust(8, b"\0")
+            self._report(number, verdict.direction, 0, now_ms, verified=False)
+            if len(self._tags) >= MAX_OWED:
+                self._tags.pop(next(iter(self._tags)))
+            self._tags[uid] = local_time(now_ms, rules.utc_offset_min), verdict.direction
+        self.screen.show(Notice(Say.PUNCHED))
+        return verdict
+
     def _left_over(self) -> dict[bytes, Punch]:
         """The punch at the journal's end: the power may have gone before its card had it too."""
         try:
             report = self.journal.entry(self.journal.last_seq).record
         except NotFound:  # a new journal, or one whose entries were all pruned
             return {}
-        if not isinstance(report, PunchReport):
+        if not isinstance(report, PunchReport) or not report.verified:
             return {}
         when = local_time(report.utc_ms, self._punch_rules.utc_offset_min)
         at = when.time().replace(microsecond=0)
@@ -170,17 +195,22 @@ class Attendance(Terminal):
             raise
 
     def _record(self, tap: Tap, newest: Punch | None, direction: PunchDirection, now_ms: int) -> None:
-        offset_min, serial = self._punch_rules.utc_offset_min, tap.session.factor
-        when = local_time(now_ms, offset_min)
+        when = local_time(now_ms, self._punch_rules.utc_offset_min)
         sequence = _after(newest)
-        self.journal.report(
-            PunchReport(
-                self.config.enterprise_id, self.journal.terminal, serial, local_when(now_ms, offset_min), now_ms,
-                direction.value, sequence, list_version=self.lists.version,
-            )
-        )  # fmt: skip
+        self._report(tap.session.factor, direction, sequence, now_ms)
         at = when.time().replace(microsecond=0)
         self._log(tap, Punch(when.date(), at, self.journal.terminal, direction.value, sequence))
+
+    def _report(
+        self, serial: bytes, direction: PunchDirection, sequence: int, now_ms: int, *, verified: bool = True
+    ) -> None:
+        when = local_when(now_ms, self._punch_rules.utc_offset_min)
+        self.journal.report(
+            PunchReport(
+                self.config.enterprise_id, self.journal.terminal, serial, when, now_ms, direction.value, sequence,
+                verified, self.lists.version,
+            )
+        )  # fmt: skip
 
     def _log(self, tap: Tap, record: Punch) -> None:
         """Into the card's log; what it could not take is owed to it."""

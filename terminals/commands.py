@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -24,6 +24,9 @@ from terminals.lists import TerminalLists
 from terminals.pos import Pos
 from terminals.runtime import Receipt, Terminal
 from terminals.screen import ConsoleScreen, Screen
+
+if TYPE_CHECKING:
+    from terminals.home import Home
 
 SAM_RETRY_MS = 1_000
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -54,12 +57,31 @@ def _journal(session: Session, settings: config.TerminalConfig, sam: CardSam) ->
     )  # fmt: skip
 
 
-def _open_sam(session: Session, reader: str) -> CardSam:
+def open_sam(session: Session, reader: str) -> CardSam:
     """The SAM, its PIN verified when ONECARD_SAM_PIN_FILE says where it is."""
     pin: Callable[[], bytes] | None = None
     if os.environ.get("ONECARD_SAM_PIN_FILE"):
         pin = lambda: bytes.fromhex(session.secret("sam pin"))  # noqa: E731  # asked for when the SAM is opened
     return CardSam(session.open_card(reader), pin)
+
+
+def open_home(session: Session, sam_reader: str, options: dict[str, Any]) -> Home:
+    """The terminal of a folder, made at its first start, with the SAM in ``sam_reader`` ("" for none).
+
+    ``options``: home, serial, site, perhaps model. Raises ConfigError when a new one does not find its SAM.
+    """
+    from terminals.home import Home, Made, open_sams  # noqa: PLC0415  # only where there is one
+
+    session.refuse_dry_run("a terminal runs or not")
+    folder: Path = options["home"]
+    sams, info, trouble = open_sams((lambda: open_sam(session, sam_reader)) if sam_reader else None, SAM_RETRY_MS)
+    if trouble and not (folder / "made.json").exists():
+        raise ConfigError(f"{trouble}: a new terminal learns from its SAM who it is")
+    if trouble:
+        session.note(trouble)
+    serial = options["serial"] or f"OC-{secrets.token_hex(4).upper()}"
+    made = Made.at(folder, serial, options.get("model", "OC-TERMINAL"), info, session.enterprise or 1001)
+    return session.keep(Home(folder, made, options["site"], sams and session.keep(sams)))
 
 
 T = TypeVar("T", bound=Terminal)
@@ -72,14 +94,14 @@ def _open(
     session.refuse_dry_run("a terminal and its SAM can't be tried out")
     settings = config.load(file)
     made = make(settings.kind)
-    sam = _open_sam(session, reader)
+    sam = open_sam(session, reader)
     journal = _journal(session, settings, sam)
     lists = TerminalLists(settings.lists, settings.enterprise_id, settings.list_root_key, journal)
     if lists.trouble:
         session.note(lists.trouble)
     shown = screen or ConsoleScreen(sys.stderr, "en")
     opened = [sam]  # one that fails is opened anew: it may only have been seated badly
-    sams = session.keep(SamPool([lambda: opened.pop() if opened else _open_sam(session, reader)], SAM_RETRY_MS))
+    sams = session.keep(SamPool([lambda: opened.pop() if opened else open_sam(session, reader)], SAM_RETRY_MS))
     return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown)
 
 
@@ -234,36 +256,42 @@ def schema(session: Session, kind: str) -> None:
 
 
 @command.command("run")
+@click.option(
+    "--terminal", "file", type=FILE, envvar="ONECARD_TERMINAL", help="The terminal's TOML file, where it has no --home."
+)
+@click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Folder of a terminal with a line.")
+@click.option("--link", help="The installer's line of --home: name or URL of a port.")
+@click.option("--link-pty", is_flag=True, help="The installer's line of --home: a pseudo-terminal, at HOME/port.")
+@click.option("--address", type=click.IntRange(0, 126), default=1, show_default=True, help="On the installer's line.")
+@click.option("--serial", help="On the label of a new --home.")
+@click.option("--site", default="", help="Where it stands; installers' tokens for another site are refused.")
 @click.option("--amount", type=AMOUNT, help="A POS takes this much (yuan) from each card; else each sale is keyed.")
 @click.option("--cashier", default="", help="Open a shift under this name when none is open.")
 @click.option("--language", type=click.Choice(["zh", "en"]), default="zh", show_default=True, help="Of the screen.")
-@terminal_file
 @sam_reader
 @pass_session
 def run_command(
-    session: Session, amount: int | None, cashier: str, language: str, file: Path, sam_reader: str
+    session: Session, /, amount: int | None, cashier: str, language: str, file: Path | None, sam_reader: str,
+    **line: Any,  # noqa: ANN401  # click's options
 ) -> None:  # fmt: skip
-    """Run the terminal that the file describes: serve the cards in --reader until interrupted, or a line says quit."""
+    """Run a terminal: serve the cards in --reader until interrupted, or a line says quit.
+
+    What it is comes from --terminal, or, with --home, from an installer over its line.
+    """
     from terminals import posts, run  # noqa: PLC0415  # the other verbs need no loop
-    from terminals.posts.base import asking  # noqa: PLC0415  # likewise
+    from terminals.station import Station  # noqa: PLC0415  # likewise
+
+    station = Station(session, amount, cashier, language)
+    if line["home"]:
+        station.run_home(open_home(session, sam_reader, line), line["address"], line["link"], pty=line["link_pty"])
+        return
+    if file is None or line["link"] or line["link_pty"]:
+        raise ConfigError("give --terminal FILE, or --home FOLDER for a terminal with an installer's line")
 
     def make(kind: config.Kind) -> type[Terminal]:
         if kind in posts.ELSEWHERE:
             raise ConfigError(f"{file}: {posts.ELSEWHERE[kind]}")
         return posts.KINDS[kind]
 
-    stream = sys.stderr if session.json else sys.stdout
-    terminal = _open(session, file, sam_reader, make, run.Screen(stream, language))
-    if cashier and terminal.journal.shift is None:
-        terminal.open_shift(cashier)
-    pin = asking(session.secret, session.note)
-    post = posts.make_post(terminal, amount, stream, language, session.operator, pin)
-    scheme, _, name = session.reader.partition(":")
-    reader = None
-    if scheme == "pcsc":
-        from cardlib.pcsc import PcscReader  # noqa: PLC0415  # pyscard is optional
-
-        reader = session.keep(PcscReader(name))
-    keyboard = run.Keyboard(sys.stdin.fileno())
-    emit = session.emit if session.json else lambda _: None
-    run.Process(terminal, post, keyboard, session.connect, reader, session.note, emit).run()
+    terminal = _open(session, file, sam_reader, make, run.Screen(station.stream, language))
+    station.run(terminal, station.post(terminal))

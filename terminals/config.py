@@ -33,6 +33,7 @@ name = "rice"
 price_fen = 150
 
 holidays = [2026-10-01]         # access, above all sections: these days have the hours named holiday
+holidays_file = "holidays.ics"  # access: an iCalendar file of such days
 
 [weeks.1]                       # access and attendance: hours; the number is the schedule that cards name
 daily = ["07:00-12:00", "13:00-19:30"]
@@ -45,6 +46,14 @@ groups = [1, 2]                 # all 64 when not said
 pin_hours = 1
 anti_passback = "hard"
 interlock = [2]
+reader_in = 5                   # with [osdp]: addresses of its readers
+reader_out = 6
+door_device = 6                 # the device with lock and contact
+
+[osdp]                          # access: the line of the doors' hardware
+port = "/dev/ttyUSB0"
+baud = 9600
+heads = [7]                     # readers with a SAM of their own
 
 [punches]                       # attendance
 mode = "hours"                  # key | hours | pair
@@ -57,15 +66,16 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from datetime import date, datetime
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from datetime import UTC, date, datetime, timedelta
 from enum import Enum, unique
 from pathlib import Path
 from typing import Any
 
 from cardlib.errors import ConfigError
+from cardlib.wire.osdp import BAUDS
 from terminals.attendance import Mode, PunchRules
-from terminals.doors import AntiPassback, DoorRules, Hours, Week
+from terminals.doors import AntiPassback, DoorRules, Hardware, Hours, OsdpLine, Week
 from terminals.policy import DAY_MS, MAX_AMOUNT_FEN, PurseOrder, Rules
 from terminals.prices import GROUPS, MAX_ITEMS, MAX_PERCENT, MAX_PERIODS, Item, Period, Prices
 
@@ -87,7 +97,8 @@ class Kind(Enum):
 class TerminalConfig:
     """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
 
-    ``doors`` by number are an access terminal's, ``punches`` an attendance terminal's.
+    ``doors`` by number are an access terminal's, with ``hardware`` where they hang on the line ``osdp``; ``punches``
+    are an attendance terminal's.
     """
 
     version: int
@@ -101,8 +112,11 @@ class TerminalConfig:
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
     holidays: frozenset[date] = frozenset()
+    holidays_file: Path | None = None
     rules: Rules = field(default_factory=lambda: Rules(0))
     doors: Mapping[int, DoorRules] = field(default_factory=dict)
+    hardware: Mapping[int, Hardware] = field(default_factory=dict)
+    osdp: OsdpLine | None = None
     punches: PunchRules = field(default_factory=PunchRules)
 
 
@@ -131,17 +145,22 @@ _RANGES: dict[str, tuple[int, int]] = {
     "timed_step_s": (1, 86_400),
     "times": (1, 255),
     "discount": (0, MAX_PERCENT),
+    "baud": (BAUDS[0], BAUDS[-1]),
+    **dict.fromkeys(("reader_in", "reader_out", "door_device", "heads"), (0, 126)),
+    **dict.fromkeys(("lock_output", "contact_input"), (0, 255)),
 }
 _FEN = (0, MAX_AMOUNT_FEN)
 _INHERITED = {"enterprise_id", "utc_offset_min", "prices"}  # a rule's copy of what stands elsewhere
 _ENUMS: dict[str, type[Enum]] = {"PurseOrder": PurseOrder, "Kind": Kind, "AntiPassback": AntiPassback, "Mode": Mode}
 _SECTIONS: dict[Kind, tuple[str, ...]] = {
     Kind.POS: ("rules", "prices", "discounts", "period", "menu"),
-    Kind.ACCESS: ("weeks", "doors"),
+    Kind.ACCESS: ("weeks", "doors", "osdp"),
     Kind.ATTENDANCE: ("weeks", "punches"),
     Kind.RECHARGE: ("rules",),
     Kind.ISSUING: (),
 }
+_OWN_SECTIONS = {"rules", "doors", "hardware", "osdp", "punches"}
+_HOLIDAYS = {"holidays", "holidays_file"}
 _NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
 """Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "holiday")
@@ -157,12 +176,14 @@ MAX_NAME = 32
 def _settings(section: str) -> dict[str, Field[Any]]:
     """What may stand in a section; the empty one is the top."""
     if section == "":
-        return {one.name: one for one in fields(TerminalConfig) if one.name not in {"rules", "doors", "punches"}}
+        return {one.name: one for one in fields(TerminalConfig) if one.name not in _OWN_SECTIONS}
     if section == "prices":
         return {one.name: one for one in fields(Prices) if one.name in _PRICES}
-    owner: type[Rules | DoorRules | PunchRules] = {"rules": Rules, "doors": DoorRules, "punches": PunchRules}[section]
+    owners: dict[str, tuple[type[Any], ...]] = {
+        "rules": (Rules,), "doors": (DoorRules, Hardware), "osdp": (OsdpLine,), "punches": (PunchRules,),
+    }  # fmt: skip
     others = _INHERITED | {"door", "schedules", "holidays"}  # the section's number, all weeks, the top's
-    return {one.name: one for one in fields(owner) if one.name not in others}
+    return {one.name: one for owner in owners[section] for one in fields(owner) if one.name not in others}
 
 
 def _line_of(text: str, section: str, key: str) -> int:
@@ -237,7 +258,7 @@ def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | No
         if value not in names:
             raise ValueError(f"{value!r} is none of {', '.join(names)}")
         return options(value)
-    if kind == "Path":
+    if kind.startswith("Path"):
         if not value or "\0" in value:
             raise ValueError("a file name belongs here")
         return Path(value)
@@ -307,11 +328,11 @@ def _weeks(name: str, text: str, table: dict[str, Any]) -> dict[int, Week]:
 
 def _doors(
     name: str, text: str, table: dict[str, Any], top: dict[str, Any], weeks: dict[int, Week]
-) -> dict[int, DoorRules]:
+) -> tuple[dict[int, DoorRules], dict[int, Hardware]]:
     tables = _numbered(name, text, table, "doors")
     if not tables:
         raise ConfigError(f"{name}, line 1: an access terminal has doors: write a section [doors.1]")
-    doors = {}
+    doors, hardware = {}, {}
     for number, one in tables.items():
         section = f"doors.{number}"
         values = _read(name, text, section, one, weeks)
@@ -319,8 +340,41 @@ def _doors(
             line = _line_of(text, section, "interlock")
             raise ConfigError(f"{name}, line {line}: interlock: {min(strangers)} is no other door of this terminal")
         common = {"schedules": weeks, "holidays": top.get("holidays", frozenset())}
+        devices = {one.name: values.pop(one.name) for one in fields(Hardware) if one.name in values}
+        hardware[number] = Hardware(**devices)
         doors[number] = DoorRules(number, **values, **common, utc_offset_min=top.get("utc_offset_min", 480))
-    return doors
+    return doors, hardware
+
+
+def _check_hardware(name: str, text: str, hardware: dict[int, Hardware], osdp: OsdpLine | None) -> None:
+    """Doors hang on a line altogether or not at all, and nothing of it belongs to two of them."""
+
+    def wrong(section: str, key: str, what: str) -> ConfigError:
+        return ConfigError(f"{name}, line {_line_of(text, section, key)}: {key}: {what}")
+
+    if osdp is None:
+        for number, one in hardware.items():
+            if one != Hardware():
+                raise wrong(f"doors.{number}", "reader_in", "hardware hangs on a line: write a section [osdp]")
+        return
+    if osdp.baud not in BAUDS:
+        raise wrong("osdp", "baud", f"take one of {', '.join(map(str, BAUDS))}")
+    taken: set[tuple[str, int, int]] = set()
+    for number, one in hardware.items():
+        section = f"doors.{number}"
+        if not one.readers:
+            raise wrong(section, "reader_in", "a door on the line has a reader: name reader_in, reader_out or both")
+        uses = [("reader_out" if way.value else "reader_in", "reader", at, 0) for at, way in one.readers.items()]
+        if one.reader_in == one.reader_out:
+            raise wrong(section, "reader_out", "it is another reader than reader_in")
+        uses.append(("lock_output", "lock", one.device, one.lock_output))
+        uses.append(("contact_input", "contact", one.device, one.contact_input))
+        for key, what, address, place in uses:
+            if (what, address, place) in taken:
+                raise wrong(section, key, f"this {what} of address {address} is another door's already")
+        taken.update(use[1:] for use in uses)
+    if strangers := osdp.heads - {address for one in hardware.values() for address in one.readers}:
+        raise wrong("osdp", "heads", f"{min(strangers)} is no reader of a door")
 
 
 def _rules(name: str, text: str, table: dict[str, Any], top: dict[str, Any]) -> Rules:
@@ -460,15 +514,20 @@ def parse(text: str, name: str = "configuration") -> TerminalConfig:
     top = _read(name, text, "", table)
     kind: Kind = top["kind"]
     foreign = sections.keys() - set(_SECTIONS[kind])
-    if "holidays" in top and kind is not Kind.ACCESS:
-        foreign.add("holidays")
+    if kind is not Kind.ACCESS:
+        foreign |= _HOLIDAYS & top.keys()
     if foreign:
         word = min(foreign)
         line = max(_line_of(text, "", word), *(_line_of(text, s, "") for s in (word, f"{word}.1")))
         raise ConfigError(f"{name}, line {line}: {word} is no setting of {kind.value} terminals")
     weeks = _weeks(name, text, sections)
     if kind is Kind.ACCESS:
-        return TerminalConfig(**top, rules=_top_rules(top), doors=_doors(name, text, sections, top, weeks))
+        has_line = "osdp" in sections
+        doors, hardware = _doors(name, text, sections, top, weeks)
+        osdp_table = _section(name, text, sections, "osdp")
+        osdp = OsdpLine(**_read(name, text, "osdp", osdp_table)) if has_line else None
+        _check_hardware(name, text, hardware, osdp)
+        return TerminalConfig(**top, rules=_top_rules(top), doors=doors, hardware=hardware, osdp=osdp)
     if kind is Kind.ATTENDANCE:
         return TerminalConfig(**top, rules=_top_rules(top), punches=_punches(name, text, sections, top, weeks))
     return TerminalConfig(**top, rules=_rules(name, text, sections, top))
@@ -503,7 +562,7 @@ def _schema_of(name: str, kind: str) -> dict[str, Any]:
         "bytes": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
         "str": {"type": "string"},
     }
-    return others[kind]
+    return others[kind.removesuffix(" | None")]
 
 
 def _schema_section(settings: Mapping[str, Field[Any]]) -> dict[str, Any]:
@@ -550,7 +609,8 @@ def schema(kind: Kind) -> dict[str, Any]:
         "properties": dict.fromkeys(("daily", *_DAYS), hours),
         "additionalProperties": False,
     }
-    top = _schema_section({key: one for key, one in _settings("").items() if key != "holidays" or kind is Kind.ACCESS})
+    hidden = set[str]() if kind is Kind.ACCESS else _HOLIDAYS
+    top = _schema_section({key: one for key, one in _settings("").items() if key not in hidden})
     top["properties"]["kind"] = {"const": kind.value}
     for section in _SECTIONS[kind]:
         whole = {"weeks": week, **_LISTED}
@@ -575,8 +635,19 @@ def load(path: Path) -> TerminalConfig:
             raw = file.read(MAX_CONFIG_BYTES + 1)
         if len(raw) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: a configuration has at most {MAX_CONFIG_BYTES} bytes")
-        return parse(raw.decode(), str(path))
+        config = parse(raw.decode(), str(path))
     except OSError as e:
         raise ConfigError(f"{path} can't be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: byte {e.start} is no UTF-8") from e
+    return config if config.holidays_file is None else _with_holidays(config, config.holidays_file)
+
+
+def _with_holidays(config: TerminalConfig, path: Path) -> TerminalConfig:
+    """The holidays of an iCalendar file too, from yesterday on; a terminal starts more often than it ends."""
+    from cardlib.holidays import YEARS, read  # noqa: PLC0415  # heavy, and few have such a file
+
+    today = datetime.now(UTC).date()
+    found = config.holidays | read(path, today - timedelta(1), today.replace(year=today.year + YEARS, day=1))
+    doors = {number: replace(rules, holidays=found) for number, rules in config.doors.items()}
+    return replace(config, holidays=found, doors=doors)

@@ -109,6 +109,37 @@ class DoorRules:
         return self.zone_inside if direction is Direction.IN else self.zone_outside
 
 
+@dataclass(frozen=True, slots=True)
+class OsdpLine:
+    """The serial line on which doors hang (osdp.md). ``heads``: readers that verify cards by a SAM of their own."""
+
+    port: str
+    baud: int = 9_600
+    heads: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A door's devices by their OSDP addresses, and which output and input of ``door_device`` are lock and contact."""
+
+    reader_in: int | None = None
+    reader_out: int | None = None
+    door_device: int | None = None
+    lock_output: int = 0
+    contact_input: int = 0
+
+    @property
+    def readers(self) -> dict[int, Direction]:
+        """Its readers, and the way of who shows a card there."""
+        both = {Direction.IN: self.reader_in, Direction.OUT: self.reader_out}
+        return {address: way for way, address in both.items() if address is not None}
+
+    @property
+    def device(self) -> int:
+        """Which device has lock and contact: the reader where none is named."""
+        return next(iter(self.readers)) if self.door_device is None else self.door_device
+
+
 @unique
 class Pin(Enum):
     """What became of the PIN."""

@@ -41,6 +41,8 @@ APPLICATION_ID = 0x4F434A31  # "OCJ1"
 SCHEMA_VERSION = 1
 RESERVE_BYTES = 1 << 20
 """Kept free on the disk and in the file's own limit, so that what was begun can always be finished."""
+START_CHECK = 100_000
+"""Newest entries followed at the start; a longer journal is followed whole when it is collected, or by ``verify``."""
 BUSY_MS = 5_000
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
@@ -189,7 +191,7 @@ class Journal:
         self.terminal = terminal
         self.sam_serial = sam_serial
         self._now_ms = now_ms
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._free_bytes = free_bytes or self._disk_free
         self._mutex = threading.RLock()
         self._lock_file = _lock(path)
@@ -201,7 +203,7 @@ class Journal:
             self._newest: dict[int, Transaction] = {}  # saves decoding what was written a moment ago
             self._none_open = False
             self._load_head()
-            self._check()
+            self._check(START_CHECK)
         except BaseException:
             self._lock_file.close()
             raise
@@ -252,14 +254,24 @@ class Journal:
             raise Conflict(f"{self.path} is the journal of another terminal: export it and give this one its own file")
         self.last_seq, self.last_hash = self._one("SELECT last_seq, last_hash FROM head")
 
-    def _check(self) -> None:
-        """Follow the chain over the bytes as stored, and see that head and open legs agree with it."""
-        with _errors(self.path):
-            damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise CheckFailed(f"{self.path} is damaged ({damage}): save the file, then start with a new one")
+    def _check(self, newest: int | None = None) -> None:
+        """Follow the chain over the bytes as stored, all of it or its end; see that head and open legs agree with it.
+
+        A terminal that nobody collected for a year must start at once.
+        """
         seq, digest = self._one("SELECT first_seq - 1, first_previous FROM head")
-        for number, body, stored in self._each("SELECT seq, body, hash FROM entry ORDER BY seq"):
+        if newest is None or self.last_seq - seq <= newest:
+            with _errors(self.path):
+                damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if damage != "ok":
+                raise CheckFailed(f"{self.path} is damaged ({damage}): save the file, then start with a new one")
+        else:
+            seq = self.last_seq - newest
+            found = self._one("SELECT hash FROM entry WHERE seq = ?", (seq,))
+            if found is None:
+                raise self._edited(f"entry {seq} is missing")
+            digest = found[0]
+        for number, body, stored in self._each("SELECT seq, body, hash FROM entry WHERE seq > ? ORDER BY seq", (seq,)):
             digest = sha256(digest + body).digest()
             seq += 1
             if number != seq or digest != stored:
@@ -336,7 +348,7 @@ class Journal:
 
     def _need_room(self) -> None:
         used = self.path.stat().st_size
-        if self._free_bytes() < RESERVE_BYTES or used + RESERVE_BYTES > self._limit_bytes:
+        if self._free_bytes() < RESERVE_BYTES or used + RESERVE_BYTES > self.limit_bytes:
             raise Reason.STORAGE_FULL.refusal(f"{self.path}: collect and prune the journal")
 
     def _append(self, event: Event, ref: int | None, record: Report | None, reason: str = "") -> int:
@@ -661,15 +673,18 @@ class Journal:
         return int(self._one("SELECT first_seq FROM head")[0])
 
     def _decode(self, from_seq: int, previous: bytes, to_seq: int) -> Iterator[JournalEntry]:
-        sql = "SELECT body FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq"
-        for (body,) in self._each(sql, (from_seq, to_seq)):
+        sql = "SELECT body, hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq"
+        for seq, (body, stored) in enumerate(self._each(sql, (from_seq, to_seq)), from_seq):
+            digest = sha256(previous + body).digest()
+            if digest != stored:
+                raise self._edited(f"entry {seq} does not follow the one before it")
             yield JournalEntry.decode(body, previous)
-            previous = sha256(previous + body).digest()
+            previous = digest
 
     def collect(self, from_seq: int | None = None, count: int = 1 << 16) -> JournalFile:
         """Entries from a sequence on (by default the first not acknowledged), as the export format has them.
 
-        Raises NotFound when they were pruned or never were.
+        Raises NotFound when they were pruned or never were, CheckFailed where the chain is broken.
         """
         with self._mutex:
             first, start, acked = self._one("SELECT first_seq, first_previous, acked_seq FROM head")

@@ -242,6 +242,11 @@ class Slave:
         self._fallback: tuple[float, int] | None = None
         self._heard_s = clock()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer or a change of speed waits for its moment, so that :meth:`poll` must come soon."""
+        return self._due is not None or self._fallback is not None
+
     def poll(self) -> None:
         """Read what has come and answer it. Raises TransportError when the line is gone."""
         piece = self._port.read()

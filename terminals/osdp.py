@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import NamedTuple, Protocol
@@ -484,18 +485,23 @@ class Bus:
 class Remote:
     """A card in a reader behind OSDP (XWR): a ``cardlib.transport.Transport``.
 
-    ``pump`` lets the bus run on for a moment, in real or simulated time.
+    ``pump`` lets the bus run on for a moment, in real or simulated time. ``later`` waits for the answer of a reader
+    that acknowledges an APDU first and answers at a poll.
     """
 
     def __init__(
-        self, bus: Bus, address: int, pump: Callable[[], object], *, reader: int = 0, atr: bytes = b""
-    ) -> None:
+        self, bus: Bus, address: int, pump: Callable[[], object], *, reader: int = 0, atr: bytes = b"",
+        later: Callable[[], Message] | None = None,
+    ) -> None:  # fmt: skip
         self._bus, self._address, self._pump, self._reader = bus, address, pump, reader
+        self._later = later
         self.atr = atr
 
     def transceive(self, command: bytes) -> bytes:
         """One APDU there and back. Raises CardRemoved when the reader says so, LineTimeout, Refused, FormatError."""
         reply = wait(self._bus.send(self._address, osdp.Xwr(1, 1, bytes([self._reader]) + command)), self._pump)
+        if isinstance(reply, osdp.Ack) and self._later is not None:
+            reply = self._later()
         if not isinstance(reply, osdp.Xrd) or (reply.mode, reply.function) != (1, 2) or len(reply.data) < 2:
             raise FormatError(f"OSDP device {self._address:02X} answers an APDU with {reply.code:02X}")
         if reply.data[0] != self._reader or reply.data[1]:
@@ -505,7 +511,9 @@ class Remote:
         return reply.data[2:]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Tell the reader that the card is done with; one that is away forgets it by itself."""
+        with suppress(LineTimeout, Conflict, NotFound):
+            self._bus.send(self._address, osdp.Xwr(1, 2, bytes([self._reader])))
 
 
 def wait(ticket: Ticket, pump: Callable[[], object]) -> Message:

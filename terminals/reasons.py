@@ -62,6 +62,7 @@ class Reason(Enum):
     ANTI_PASSBACK = ("anti_passback", "防潜回", "the card is on the other side already")
     INTERLOCK = ("interlock", "互锁门未关", "another door stands open")
     FIRST_CARD = ("first_card", "首卡未刷", "nobody with the first card was here today")
+    DOOR_AWAY = ("door_away", "门设备离线", "the door's hardware does not answer")
     # the undo
     NOTHING_TO_UNDO = ("nothing_to_undo", "无可撤销交易", "there is no payment to undo")
     UNDO_OTHER_CARD = ("undo_other_card", "非上笔消费卡", "not the card of the last payment")

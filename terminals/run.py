@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from cardlib.errors import DatabaseError, OneCardError, OutcomeUnknown, ReaderLost, Refused, TransportError
-from cardlib.readers import NOTHING_KNOWN, Presence
+from cardlib.readers import NOTHING_KNOWN
 from cardlib.transport import Transport
 from terminals.config import Kind
-from terminals.posts.base import STOPPED, Post
+from terminals.posts.base import STOPPED, OwnReaders, Post, Watched
 from terminals.reasons import BY_CODE
 from terminals.runtime import Terminal
 from terminals.screen import ConsoleScreen, Notice, Say
@@ -25,17 +25,27 @@ from terminals.screen import ConsoleScreen, Notice, Say
 MAX_LINE = 4096
 TURN_S = 0.2
 """How long a turn waits for a card or a line; doors are looked at in each."""
+LOOK_S = 0.02
+"""How long a turn waits for keyboard and installer's line where a reader has to be looked at as well."""
 
 
 class Screen(ConsoleScreen):
-    """A console that remembers whether it has said something since ``fresh`` was set."""
+    """A console that remembers whether it has said something since ``fresh`` was set.
+
+    ``also`` is told each notice too: a reader at a door, say.
+    """
 
     fresh = True
+
+    def __init__(self, stream: TextIO, language: str = "zh") -> None:
+        super().__init__(stream, language)
+        self.also: Callable[[Notice], object] = lambda _: None
 
     def show(self, notice: Notice) -> None:
         """See ``terminals.screen.Screen``."""
         self.fresh = False
         super().show(notice)
+        self.also(notice)
 
 
 class Keyboard:
@@ -44,12 +54,14 @@ class Keyboard:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._raw = b""
-        self.ended = False
+        # A job in the background must not take what is typed to the shell: it would be stopped.
+        self.ended = os.isatty(descriptor) and os.tcgetpgrp(descriptor) != os.getpgrp()
 
-    def line(self, timeout_s: float) -> str | None:
-        """The next line, or None when none was finished in time."""
-        if b"\n" not in self._raw and not self.ended:
-            if not select.select([self._descriptor], [], [], timeout_s)[0]:
+    def line(self, timeout_s: float, others: Sequence[int] = ()) -> str | None:
+        """The next line, or None when none was finished in time; returns early when ``others`` can be read."""
+        if b"\n" not in self._raw:
+            own = [] if self.ended else [self._descriptor]
+            if self._descriptor not in select.select([*own, *others], [], [], timeout_s)[0]:
                 return None
             chunk = os.read(self._descriptor, 4096)
             self.ended = not chunk
@@ -62,11 +74,20 @@ class Keyboard:
         return line.decode(errors="replace").strip()
 
 
-class Watched(Protocol):
-    """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
+class Line(Protocol):
+    """An installer's line, served between two taps: ``terminals.home.Unit``."""
 
-    def wait(self, known: Presence, timeout_ms: int) -> Presence:
-        """The presence when it changes, or after the timeout. Raises ReaderLost."""
+    def made(self) -> tuple[Terminal, Post]:
+        """The terminal and its post as they must be now."""
+
+    def descriptors(self) -> list[int]:
+        """What to wait for beside the keyboard."""
+
+    def wait_s(self, longest_s: float) -> float:
+        """How long a turn may wait."""
+
+    def poll(self) -> bool:
+        """Answer what has come; True when terminal and post must be made anew."""
 
 
 class Process:
@@ -81,47 +102,99 @@ class Process:
         reader: Watched | None,
         note: Callable[[str], None],
         emit: Callable[[dict[str, Any]], None],
+        link: Line | None = None,
     ) -> None:
         assert isinstance(terminal.screen, Screen)
-        self._terminal, self._screen, self._post = terminal, terminal.screen, post
-        self._keyboard, self._connect, self._reader = keyboard, connect, reader
-        self._note, self._emit = note, emit
-        self._known = NOTHING_KNOWN
+        self._screen, self._keyboard, self._reader_at_hand = terminal.screen, keyboard, (reader, connect)
+        self._note, self._tell, self._link = note, emit, link
+        self._last: str | None = None
         self._trouble = ""
         self._over = False
+        self._fit(terminal, post)
+
+    def _fit(self, terminal: Terminal, post: Post) -> None:
+        """Be this terminal from now on, with the post's own readers where it has some."""
+        self._terminal, self._post, self._known = terminal, post, NOTHING_KNOWN
+        self._own = post if isinstance(post, OwnReaders) else None
+        self._reader, self._connect = (self._own, self._own.connect) if self._own else self._reader_at_hand
+
+    def _emit(self, data: dict[str, Any]) -> None:
+        self._tell((self._own.where if self._own else {}) | data)
 
     def run(self) -> None:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
-        config = self._terminal.config
-        self._journal("started", f"{config.kind.value}, configuration {config.version}")
         with _signals() as told:
+            self._begin()
             try:
-                self._screen.show(Notice(Say.PRESENT))
                 while not told and not self._over:
                     self._turn()
-            finally:
+            except BaseException:
                 self._post.stop()
-            self._journal(STOPPED.code)
+                raise
+            self._end()
         if signal.SIGINT in told:
             raise KeyboardInterrupt
 
+    def _begin(self) -> None:
+        config = self._terminal.config
+        if config.version:
+            self._journal("started", f"{config.kind.value}, configuration {config.version}")
+        self._screen.show(Notice(Say.PRESENT if config.version else Say.NOT_PROVISIONED))
+
+    def _end(self) -> None:
+        self._post.stop()
+        if self._terminal.config.version:
+            self._journal(STOPPED.code)
+
     def _turn(self) -> None:
-        line = self._keyboard.line(TURN_S if self._reader is None else 0)
+        link, reader = self._link, self._reader
+        if link is None:
+            line = self._keyboard.line(TURN_S if reader is None else 0)
+        else:
+            longest_s = 0.0 if self._own else LOOK_S if reader else TURN_S
+            line = self._keyboard.line(link.wait_s(longest_s), link.descriptors())
         if line is not None:
             self._line(line)
-        elif self._keyboard.ended and self._reader is None:
+        elif self._keyboard.ended and reader is None and link is None:
             self._over = True
-        elif self._reader is not None:
-            self._watch(self._reader)
+        elif reader is not None:
+            self._watch(reader)
+        if link is not None and link.poll():
+            self._renew(link)
         try:
             self._post.turn()
         except Refused as e:
             self._complain(str(e))
 
+    def _renew(self, link: Line) -> None:
+        """What came over the line takes effect: the old post has let go of everything before the new one is made."""
+        self._end()
+        self._fit(*link.made())
+        self._begin()
+        config = self._terminal.config
+        self._emit(
+            {"event": "configured", "kind": config.kind.value if config.version else "", "version": config.version}
+        )
+
+    def test_card(self) -> str:
+        """Read the card in the reader: it and the SAM prove themselves to each other. Raises OneCardError."""
+        card = self._connect(self._last)
+        try:
+            with self._terminal.tap(card) as tap:
+                return f"card {tap.session.factor.hex().upper()} and SAM {tap.sam.info().serial.hex().upper()} agree"
+        finally:
+            card.close()
+
+    def test_screen(self) -> str:
+        """Show the test picture."""
+        self._screen.show(Notice(Say.TEST))
+        return "the test picture is on the screen: look at it"
+
     def _watch(self, reader: Watched) -> None:
         """Serve a card that has come to a reader which sees it; a lost reader is looked for again."""
         try:
-            now = reader.wait(self._known, int(TURN_S * 1000))
+            longest_s = TURN_S if self._link is None else LOOK_S if self._own else 0
+            now = reader.wait(self._known, int(longest_s * 1000))
             changed = (now.present, now.changes) != (self._known.present, self._known.changes)
             self._known, self._trouble = now, ""
             if now.present and changed:
@@ -144,7 +217,8 @@ class Process:
             elif not words and self._reader is None:
                 self._present(None)
             elif words[:1] == ["card"] and len(words) > 1 and self._reader is None:
-                self._present(f"sim:{line.split(maxsplit=1)[1]}")
+                self._last = f"sim:{line.split(maxsplit=1)[1]}"
+                self._present(self._last)
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")
             elif words and self._terminal.config.kind is Kind.POS:

@@ -21,7 +21,11 @@ class Say(Enum):
     LOADED = ("充值成功", "loaded")
     PASS = ("请通行", "pass")
     PRESENT_SECOND = ("请第二人刷卡", "a second card, please")
+    FREE = ("通道常开", "walk through")
+    EMERGENCY = ("紧急开放", "emergency: all doors are open")
     PUNCHED = ("打卡成功", "punched")
+    NOT_PROVISIONED = ("尚未开通", "not provisioned")
+    TEST = ("测试画面", "test picture")
     REFUSED = ("拒绝", "refused")
     PARTLY = ("部分支付", "partly paid")
     IN_DOUBT = ("交易待核", "outcome unknown: settlement will tell")
@@ -66,10 +70,12 @@ class ConsoleScreen:
     def __init__(self, stream: TextIO, language: str = "zh") -> None:
         self._stream = stream
         self._language = language
+        self.place = ""
+        """Where it is said, before what is said."""
 
     def show(self, notice: Notice) -> None:
         """See :class:`Screen`."""
-        self._stream.write(notice.text(self._language) + "\n")
+        self._stream.write(self.place + notice.text(self._language) + "\n")
         self._stream.flush()
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from cardlib.crypto.noise import StaticKey
 from cardlib.crypto.signing import SigningKey
-from cardlib.errors import ConfigError, Conflict, DatabaseError, FormatError, NotFound, Refused
+from cardlib.errors import ConfigError, Conflict, DatabaseError, FormatError, NotFound, OneCardError, Refused
 from cardlib.wire import cbor, smp
 from cardlib.wire.authority import SignedFile
 from cardlib.wire.link import MAX_BODY
@@ -223,7 +223,10 @@ class Base:
 
 @dataclass
 class Host(Base):
-    """A terminal as its services see it. ``tests``: what ``card`` and ``screen`` do; each returns words or raises."""
+    """A terminal as its services see it. ``tests``: what ``card`` and ``screen`` do; each returns words or raises.
+
+    ``keep_ms``: how long entries stay after they were collected; None for ever.
+    """
 
     static: StaticKey
     signing: SigningKey
@@ -235,6 +238,7 @@ class Host(Base):
     tests: dict[str, Callable[[], str]] = field(default_factory=dict)
     reset: Callable[[], None] = lambda: None
     sam: Callable[[], tuple[bytes, bytes, dict[str, bytes]]] | None = None
+    keep_ms: int | None = None
 
     def newest_ms(self) -> int:
         """Time of the newest journal record or signed file."""
@@ -393,9 +397,14 @@ def _planned(host: Host, payload: dict[Any, Any]) -> tuple[bytes, SignedFile]:
     if not authority:
         raise Refused("authority", "this terminal has no authority yet: give it one first")
     try:
-        return raw, host.settings.check(raw, authority)
+        file = host.settings.check(raw, authority)
     except ConfigError as e:
         raise Refused("config", str(e)) from e
+    enterprise_id = config.parse(file.body.decode()).enterprise_id
+    if enterprise_id != host.journal.enterprise_id:
+        owner = host.journal.enterprise_id
+        raise Refused("foreign", f"a configuration of enterprise {enterprise_id}; this terminal's SAM is of {owner}")
+    return raw, file
 
 
 def config_plan(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
@@ -446,6 +455,8 @@ def journal_ack(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
         host.journal.ack(seq)
     except Conflict as e:
         raise Refused("conflict", str(e)) from e
+    if host.keep_ms is not None:
+        host.journal.prune(host.keep_ms)
     return {0: host.journal.acked_seq}
 
 
@@ -485,7 +496,7 @@ def _test(name: str) -> Callable[[Host, dict[Any, Any]], dict[Any, Any]]:
             raise Refused("unsupported", f"this terminal has no {name} test")
         try:
             return {0: True, 1: host.tests[name]()}
-        except Refused as e:
+        except OneCardError as e:
             return {0: False, 1: str(e)}
 
     return act

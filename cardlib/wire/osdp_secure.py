@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hmac import compare_digest
 
 from cardlib.crypto.aes import BLOCK, AesKey
 from cardlib.crypto.keys import pad80
-from cardlib.errors import FormatError, MacMismatch
-from cardlib.wire.osdp import Packet, Scs
+from cardlib.errors import ConfigError, FormatError, MacMismatch
+from cardlib.wire.osdp import ANY_ADDRESS, Packet, Scs
 
 SCBK_D = bytes(range(0x30, 0x40))
 """The public default key: good for a bench only, nothing secret may travel under it."""
 
 _ALL = (1 << 128) - 1
 _SESSION_KEYS = (b"\x01\x82", b"\x01\x01", b"\x01\x02")
+
+
+def read_keys(lines: Iterable[str]) -> dict[int, bytes]:
+    """SCBKs by address from lines ``address hex``; empty ones and ``#`` are skipped. Raises ConfigError with the line.
+
+    The message never shows what stands there.
+    """
+    keys: dict[int, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        address, _, digits = line.partition("#")[0].strip().partition(" ")
+        if not address:
+            continue
+        try:
+            key = bytes.fromhex(digits)
+        except ValueError:
+            key = b""
+        good = address.isascii() and address.isdigit() and len(address) <= 3 and int(address) < ANY_ADDRESS
+        if not good or len(key) != 16:
+            raise ConfigError(f"SCBK line {number}: an address (0 to 126) and 32 hexadecimal digits belong there")
+        if int(address) in keys or key == SCBK_D:
+            raise ConfigError(f"SCBK line {number}: an address given twice, or the public default key")
+        keys[int(address)] = key
+    return keys
 
 
 @dataclass(slots=True, repr=False)

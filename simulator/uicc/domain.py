@@ -1,4 +1,4 @@
-"""The issuer security domain: GlobalPlatform Card Specification 2.3, as uicc.md "Security domain" cuts it down."""
+"""The issuer security domain: GlobalPlatform Card Specification, as uicc.md "Security domain" cuts it down."""
 
 # ruff: noqa: ARG001  # all handlers have one signature
 from __future__ import annotations
@@ -41,7 +41,7 @@ WRONG, MORE, LOCKED_WARNING, BAD_KCV, BAD_ALGORITHM = 0x6300, 0x6310, 0x6283, 0x
 DES_TYPE, AES_TYPE = 0x80, 0x88
 RECOGNITION = bytes.fromhex(
     "06072A864886FC6B01"  # GlobalPlatform
-    "600B06092A864886FC6B020203"  # Card Specification 2.3
+    "600C060A2A864886FC6B02020201"  # Card Specification 2.2.1, the version that tools know best
     "630906072A864886FC6B03"  # this identification scheme
     "640B06092A864886FC6B040215"  # SCP02, i=15
     "640B06092A864886FC6B040300"  # SCP03, i=00
@@ -298,11 +298,12 @@ def put_key(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int
     if version != p1 and version in known:
         raise Refusal(SW.DATA)
     assert channel.session is not None
-    kinds, keys, kcvs = zip(*_keys(channel.session, data[1:]), strict=True)
+    rows = list(_keys(channel.session, data[1:]))
+    kinds, keys, kcvs = {one[0] for one in rows}, [one[1] for one in rows], [one[2] for one in rows]
     first, multiple = p2 & 0x7F, p2 & 0x80
-    if len(set(kinds)) != 1 or not 1 <= first <= 4 - len(keys) or (len(keys) > 1 and not multiple):
+    if len(kinds) != 1 or not 1 <= first <= 4 - len(keys) or (len(keys) > 1 and not multiple):
         raise Refusal(SW.DATA)
-    protocol = SCP02 if kinds[0] == DES_TYPE else SCP03
+    protocol = SCP02 if kinds == {DES_TYPE} else SCP03
     old = known.get(p1)
     if len(keys) < 3 and (old is None or old.protocol != protocol):
         raise Refusal(SW.DATA)
@@ -325,8 +326,8 @@ def _keys(session: Session, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             if kind == DES_TYPE and size == 16:
                 value = session.key(body)
                 own = make_key(value).kcv
-            elif kind == AES_TYPE and body[0] in (16, 24, 32):
-                value = session.key(body[1:])[: body[0]]
+            elif kind == AES_TYPE:
+                value = _aes_key(session, body)
                 own = cbc_encrypt(value, b"\x01" * 16, bytes(16), aes=True)[:3]
             else:
                 raise Refusal(BAD_ALGORITHM)
@@ -335,6 +336,15 @@ def _keys(session: Session, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         if not compare_digest(own, kcv):
             raise Refusal(BAD_KCV)
         yield kind, value, kcv
+
+
+def _aes_key(session: Session, body: bytes) -> bytes:
+    """Hosts put the key's size before the sealed value, or only when the value was padded (Tables 11-70, 11-71)."""
+    size, sealed = (body[0], body[1:]) if len(body) % 16 == 1 else (len(body), body)
+    value = session.key(sealed)[:size]
+    if size not in (16, 24, 32) or len(value) != size:
+        raise Refusal(SW.DATA)
+    return value
 
 
 # Content ----------------------------------------------------------------------------------------------------------
@@ -418,7 +428,7 @@ def load(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int) -
         or header[9:10] != bytes((len(aid),))
     ):
         raise Refusal(SW.DATA)
-    one = LoadFile(aid, tuple(_modules(components.get(3, b"\0"))), code)
+    one = LoadFile(aid, tuple(_modules(components.get(3, b""))), code)
     face.nvm.write(face.memory.load_files, {**face.memory.load_files.value, aid: one})
     return RECEIPT
 
@@ -435,8 +445,8 @@ def _components(cap: bytes) -> dict[int, bytes]:
 
 
 def _modules(applets: bytes) -> Iterator[bytes]:
-    count, rest = applets[0], applets[1:]
-    for _ in range(count):
+    rest = applets[1:]
+    for _ in range(int.from_bytes(applets[:1], "big")):
         if not rest or len(rest) < 3 + rest[0]:
             raise Refusal(SW.DATA)
         yield rest[1 : 1 + rest[0]]

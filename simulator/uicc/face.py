@@ -16,8 +16,10 @@ from simulator.uicc.session import Session
 
 HISTORICAL = bytes.fromhex("8031E073FE211B67") + b"ONECARD"
 """Historical bytes: card service and capabilities of a UICC (TS 102 221 6.3.3), then a name of no real vendor."""
-ATR_HEAD = bytes.fromhex("9F9680811FC6")
-"""Fast speed, T=0 first, T=1 too, global byte: clock stop allowed, all voltages."""
+ATR_HEAD = bytes.fromhex("9F96801FC6")
+"""Fast speed, T=0, global byte: clock stop allowed, all voltages. T=1 is not offered: PC/SC would choose it, and a tool
+would wait in vain for answers that T=0 announces.
+"""
 
 CHANNELS = 4
 GET_RESPONSE = 0xC0
@@ -253,11 +255,11 @@ def _class(cla: int) -> tuple[int, int, bool]:
     """Family (-1 unknown), channel and whether messages are secured (TS 102 221 10.1.1)."""
     if cla == GSM:
         return GSM, 0, False
-    family = cla & PROPRIETARY
-    if cla & 0x70 == 0:
+    family, form = cla & PROPRIETARY, cla & 0x70
+    if form == 0:
         return family, cla & 3, cla & 0x0C != 0
-    if cla & 0x40:
-        return family, 4 + (cla & 15), cla & 0x20 != 0
+    if form in (0x40, 0x60):
+        return family, 4 + (cla & 15), form == 0x60
     return -1, 0, False
 
 

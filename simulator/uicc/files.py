@@ -12,9 +12,8 @@ from cardlib.errors import ConfigError
 from cardlib.tlv import Tlv
 from simulator.table import Table
 
-MF, DF_GSM, DF_TELECOM, ADF, CURRENT_ADF = 0x3F00, 0x7F20, 0x7F10, 0x7FFF, 0x7FFF
+MF, DF_GSM, DF_TELECOM, ADF, CURRENT_ADF, DF_GSM_ACCESS = 0x3F00, 0x7F20, 0x7F10, 0x7FFF, 0x7FFF, 0x5F3B
 EF_IMSI, EF_LANGUAGE, EF_ICCID, EF_PREFERRED = 0x6F07, 0x6F05, 0x2FE2, 0x2F05
-DIRECTORIES = {"MF": MF, "GSM": DF_GSM, "TELECOM": DF_TELECOM, "USIM": ADF}
 
 ALWAYS, PIN1, ADM, NEVER = range(4)
 ACCESS = {"always": ALWAYS, "pin": PIN1, "adm": ADM, "never": NEVER}
@@ -22,6 +21,7 @@ GSM_ACCESS = (0x0, 0x1, 0xA, 0xF)
 """The same in the nibbles of GSM 11.11 9.3."""
 
 RULES = [
+    (ALWAYS, ALWAYS),
     (ALWAYS, NEVER),
     (ALWAYS, ADM),
     (ALWAYS, PIN1),
@@ -130,7 +130,8 @@ class Tree:
         gsm, telecom = (Node(fid, self.mf, Kind.DIRECTORY) for fid in (DF_GSM, DF_TELECOM))
         self.mf.children.update({DF_GSM: gsm, DF_TELECOM: telecom})
         self.adf = Node(ADF, self.mf, Kind.DIRECTORY, aid=values["usim_aid"])
-        self.directories = {"MF": self.mf, "GSM": gsm, "TELECOM": telecom, "USIM": self.adf}
+        access = self.adf.children[DF_GSM_ACCESS] = Node(DF_GSM_ACCESS, self.adf, Kind.DIRECTORY)
+        self.directories = {"MF": self.mf, "GSM": gsm, "TELECOM": telecom, "USIM": self.adf, "GSM_ACCESS": access}
         self.contents: list[bytes] = []
         values = {**values, "access_rules": access_rules()}
         for name, directory in self.directories.items():
@@ -141,7 +142,8 @@ class Tree:
     def _add(self, row: Table, fid: int, directory: Node, values: dict[str, bytes]) -> None:
         sfi = row.number("sfi", 0, 30) or -1
         if same := row.take("same"):
-            twin = self.directories[same].children[fid]
+            place, _, other = same.partition("/")
+            twin = self.directories[place].children[int(other or f"{fid:X}", 16)]
             node = directory.add(fid, twin.kind, sfi)
             node.index = twin.index
             node.shape(twin.size, twin.length, twin.count, twin.read, twin.update)

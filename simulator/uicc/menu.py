@@ -24,8 +24,9 @@ DIRECTORY, IDENTITY, LOG, SUBSIDY, MAIN = 0x0001, 0x0005, 0x0018, 0x0001, 0x0002
 LAST = 5
 PASSWORD_DIGITS = (4, 8)
 DELETE, REPORT_LOSS = 1, 2
+ITEM_CHARACTERS = 10
 PAGE_CHARACTERS = 100
-"""So that a DISPLAY TEXT in UCS2 stays below the 256 bytes of a FETCH."""
+"""So that eight items, and a text in UCS2, stay below the 256 bytes of a FETCH."""
 
 
 @unique
@@ -187,7 +188,9 @@ def _request(face: Uicc, item: Item) -> Dialogue:
         return
     chosen = 1
     if len(names) > 1 or item is Item.DELETE:
-        answer = yield choose(say(face, item.name), {number: name for number, (_, name) in names.items()})
+        answer = yield choose(
+            say(face, item.name), {number: name[:ITEM_CHARACTERS] for number, (_, name) in names.items()}
+        )
         if not answer.good or answer.item not in names:
             return
         chosen = answer.item

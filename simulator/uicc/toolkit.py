@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from simulator.uicc.face import Channel, Uicc
 
 BUSY = 0x9300
+REFUSED, REFUSED_GSM, GSM_CLASS = 0x6200, 0x9E00, 0xA0
+"""A packet without PoR that was refused, in both classes (ota.md §3)."""
 PENDING = 0x91
 CARD, PHONE, DISPLAY, NETWORK, KEYPAD = 0x81, 0x82, 0x02, 0x83, 0x01
 REFRESH, SEND_SHORT_MESSAGE, DISPLAY_TEXT, GET_INPUT, SELECT_ITEM, SET_UP_MENU = 0x01, 0x13, 0x21, 0x23, 0x24, 0x25
@@ -309,6 +311,7 @@ def terminal_response(face: Uicc, channel: Channel, p1: int, p2: int, data: byte
 
 def envelope(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int) -> bytes:
     """ENVELOPE."""
-    answer, sw = face.toolkit.enveloped(data)
-    channel.sw = sw
+    answer, channel.sw = face.toolkit.enveloped(data)
+    if channel.sw == REFUSED and face.command[0] == GSM_CLASS:
+        channel.sw = REFUSED_GSM
     return answer

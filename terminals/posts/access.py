@@ -26,6 +26,11 @@ class ConsoleLock:
         self._until_ms = 0
         self._shown: tuple[str, str] | None = None
 
+    @property
+    def stands_free(self) -> bool:
+        """Whether it is unlocked until told otherwise."""
+        return self._free
+
     def release(self, duration_ms: int) -> None:
         """See ``terminals.access.Lock``."""
         self._until_ms = self._now_ms() + duration_ms

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cardlib.errors import ConfigError, FormatError
 from cardlib.iso7816 import pin_bytes
+from cardlib.readers import Presence
 from cardlib.records import Note
 from cardlib.transport import Transport
 
@@ -30,6 +31,26 @@ class Post(Protocol):
 
     def stop(self) -> None:
         """Leave everything in its safe state."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
+
+    def wait(self, known: Presence, timeout_ms: int) -> Presence:
+        """The presence when it changes, or after the timeout. Raises ReaderLost."""
+
+
+@runtime_checkable
+class OwnReaders(Watched, Protocol):
+    """A post whose cards come at readers of its own, not at the process's."""
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where the card is that is being served, for machines."""
+
+    def connect(self, name: str | None = None) -> Transport:
+        """The card that has come."""
 
 
 def asking(secret: Callable[[str], str], note: Callable[[str], None]) -> Callable[[], str | None]:

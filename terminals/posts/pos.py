@@ -60,7 +60,8 @@ class PosPost:
             return None
         if self._fixed_fen not in (None, found[0].amount_fen) or self._pos.now_ms() - found[1].utc_ms > UNSEEN_MS:
             return None
-        return None if journal.entry(journal.last_seq).record == STOPPED else found[0]
+        since = range((found[0].legs[-1].closed_seq or journal.last_seq) + 1, journal.last_seq + 1)
+        return None if any(journal.entry(seq).record == STOPPED for seq in since) else found[0]
 
     def _sale(self, card: Transport) -> tuple[int, str]:
         """What this card pays: the keyed sale, its own torn one, or the fixed amount."""

@@ -54,8 +54,12 @@ def keep(db: Database, *lines: tuple[str, int], person: str = "pin:1", verified:
 
 
 def month(db: Database, text: str = "2026-11") -> tuple[attendance.Statement, dict[date, Presence]]:
+    return month_of(db, "", text)
+
+
+def month_of(db: Database, number: str, text: str = "2026-11") -> tuple[attendance.Statement, dict[date, Presence]]:
     with db.read() as tx:
-        ((total, days),) = attendance.statement(tx, HR, ENTERPRISE, text, 480)
+        ((total, days),) = attendance.statement(tx, HR, ENTERPRISE, text, 480, number)
     return total, {one.day: one.presence for one in days}
 
 
@@ -73,6 +77,32 @@ def test_punches_of_a_journal_are_kept_once(office: Database) -> None:
     assert [(p.local_time[11:16], p.member_number, p.direction, p.verified) for p in found] == [
         ("08:59", "1", "in", True), ("18:01", "1", "out", True), ("19:01", "1", "out", False),
     ]  # fmt: skip
+
+
+def test_a_tag_is_whose_it_was_that_day(office: Database) -> None:
+    """A tag's punches are marked; they are the member's who had it that day, nobody's before and after."""
+    till, uid = Till(7), bytes.fromhex("010063E9AE")
+    for day in ("01", "02", "03", "04"):
+        made = punch(till, f"202611{day}085900", serial=uid.rjust(8, b"\0"))
+        till.append(Event.RECORD, None, replace(made, verified=False))
+    journals.collect(office, ENTERPRISE, till.file())
+    with office.write() as tx:
+        members.add(tx, ADMIN, ENTERPRISE, Member("2", "李娜"))
+        for member, first in (("2", 2), ("1", 3), ("", 4)):
+            attendance.give_tag(tx, HR, ENTERPRISE, uid, member, date(2026, 11, first))
+        with pytest.raises(NotFound):
+            attendance.give_tag(tx, HR, ENTERPRISE, uid, "9", FIRST)
+        with pytest.raises(FormatError):
+            attendance.give_tag(tx, HR, ENTERPRISE, uid[1:], "1", FIRST)
+        with pytest.raises(Refused):
+            attendance.give_tag(tx, Operator(ENTERPRISE, "eve", Role.AUDITOR), ENTERPRISE, uid, "1", FIRST)
+    with office.read() as tx:
+        found = list(attendance.punches(tx, ENTERPRISE, FIRST, LAST))
+    assert [(one.member_number, one.person, one.verified) for one in found] == [
+        (holder, "uid:010063e9ae", False) for holder in ("", "2", "1", "")
+    ]
+    total, _ = month_of(office, "1")
+    assert total.unverified == 1
 
 
 @pytest.mark.parametrize(

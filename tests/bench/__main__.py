@@ -6,13 +6,15 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import adms, cards, keys, link, osdp, ota, program, readers, stations
+from tests.bench import adms, cards, keys, link, osdp, ota, program, readers, stations, terminals
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "commands": cards.commands,
     "purchases": cards.purchases,
     "own-time": cards.own_time,
+    "taps": terminals.own_time,
+    "worn-till": terminals.worn,
     "pcsc": readers.echo_ratio,
     "keys": keys.derivation,
     "issue": stations.batch_issue,

@@ -108,7 +108,7 @@ def purchases() -> list[Figure]:
     ]
 
 
-class _Timed(Decorator):
+class Timed(Decorator):
     """Sums the time that passes inside a transport."""
 
     def __init__(self, inner: Transport) -> None:
@@ -127,7 +127,7 @@ class _Timed(Decorator):
 def own_time() -> list[Figure]:
     """What our protocol code adds to card and SAM in one purchase."""
     with rig() as enterprise:
-        card, chip = _Timed(enterprise.new_card()), _Timed(enterprise.new_sam())
+        card, chip = Timed(enterprise.new_card()), Timed(enterprise.new_sam())
         inner = card.inner
         assert isinstance(inner, Card)
         enterprise.recharge(inner, 1_000_000)

@@ -103,6 +103,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "report shift": ["day", "09:00", "18:00"],
     "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
     "report day": ["off", "2026-01-01"],
+    "report tag": ["010063E9AE", "2026-01-01"],
     "report correct": ["M1", "2026-01-01", "09:00", "in", "--reason", "r"],
     "report approve": ["c"],
     "report corrections": ["--month", "2026-01"],
@@ -125,6 +126,7 @@ OPEN = {
     "sim mother": "simulated hardware",
     "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
+    "sim sim": "simulated hardware",
     "sim batch": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
     "apdu atr": "whoever holds a card and a reader can do this",
@@ -160,11 +162,14 @@ OPEN = {
 _LINE = ["--port", "no-port", "--identity", "an.key"]
 _TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
 OPEN_ARGUMENTS: dict[str, list[str]] = {
+    "ota decode": ["027100000b0abfff4f00000000000009"],
+    "ota encode": ["0084000004", "--counter", "1", "--spi", "0001"],
     "sim card": ["--vpcd-port", "9"],
     "sim sam": ["--vpcd-port", "9"],
     "sim mother": ["--vpcd-port", "9"],
     "sim authentication": ["--vpcd-port", "9"],
     "sim make": ["card.img"],
+    "sim sim": ["--vpcd-port", "9"],
     "sim batch": ["chips"],
     "apdu send": ["00840000 08"],
     "terminal pay": ["1", *_TILL],

@@ -143,8 +143,8 @@ def test_each_verb_on_a_terminal(place: Place) -> None:
     info = place.run(*place.on("info"))
     assert (info["paired"], info["config_version"], info["list_version"]) == (True, 1, 0)
     assert abs(info["drift_ms"]) < 2000
-    place.start("--clock-off", "40", "--entries", "0")
-    assert 38_000 < place.run(*place.on("clock"), "--dry-run")["now_drift_ms"] < 42_000
+    place.start("--clock-off", "-40", "--entries", "0")
+    assert -42_000 < place.run(*place.on("clock"), "--dry-run")["now_drift_ms"] < -38_000
     assert abs(place.run(*place.on("clock"))["now_drift_ms"]) < 2000
     second = place.config(2, extra="[rules]\npayment_limit_fen = 700\n")
     shown = place.run(*place.on("param", second), "--dry-run")

@@ -189,6 +189,27 @@ def test_an_edited_file_is_not_opened(tmp_path: Path, statement: str) -> None:
         open_journal(tmp_path / "j.db")
 
 
+@pytest.mark.parametrize("seq", [1, 5])
+def test_a_long_journal_is_followed_at_its_end_and_whole_when_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seq: int
+) -> None:
+    """An edit among the newest entries is seen at the start, one among older entries when they are collected."""
+    monkeypatch.setattr("terminals.journal.START_CHECK", 4)
+    with open_journal(tmp_path / "j.db") as journal:
+        for _ in range(3):
+            pay(journal)
+    edit(tmp_path / "j.db", f"UPDATE entry SET body = zeroblob(length(body)) WHERE seq = {seq}")
+    with contextlib.ExitStack() as stack:
+        if seq == 5:
+            with pytest.raises(CheckFailed, match="damaged or edited"):
+                open_journal(tmp_path / "j.db")
+            return
+        journal = stack.enter_context(open_journal(tmp_path / "j.db"))
+        assert journal.collect(3).entries
+        with pytest.raises(CheckFailed, match="damaged or edited"):
+            journal.collect(1)
+
+
 def test_entries_can_not_be_changed_through_sql(journal: Journal) -> None:
     """The file itself refuses to change an entry, or to forget one that was not collected."""
     pay(journal)

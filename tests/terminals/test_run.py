@@ -126,6 +126,7 @@ class Running:
         command += ["--json"] if json_too else []
         known = {key: value for key, value in os.environ.items() if not key.startswith("ONECARD_")}
         extra = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "ONECARD_HOLDER_PIN_FILE": str(site.path("pin"))}
+        extra["ONECARD_SCBK_FILE"] = str(site.path("scbk"))
         with self.console.open("w") as console, self.data.open("w") as data:
             self.process = subprocess.Popen(
                 [sys.executable, *program, *command], stdin=subprocess.PIPE, stdout=data if json_too else console,

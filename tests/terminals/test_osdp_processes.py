@@ -1,0 +1,132 @@
+"""Doors on an OSDP line as real processes on a real pseudo-terminal: the terminal here, readers there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cardlib.records import PassageReport
+from simulator.rig import PIN, Enterprise
+from terminals.config import Kind
+from tests.secretwatch import WATCH
+from tests.terminals.osdp_world import key_of
+from tests.terminals.test_run import CLI, PATIENCE_S, ROOT, Running, Site
+
+LINE = """[weeks.1]
+daily = ["00:00-24:00"]
+[doors.1]
+zone_inside = 10
+groups = [1]
+reader_in = 5
+reader_out = 6
+release_ms = 1500
+[doors.2]
+zone_inside = 11
+groups = [1]
+pin_hours = 1
+reader_in = 7
+[osdp]
+port = "line/port"
+baud = 115200
+"""
+
+
+class Readers:
+    """``onecard sim door`` with its console in a file."""
+
+    def __init__(self, site: Site, *args: str) -> None:
+        self.console = site.path("readers.log")
+        command = [sys.executable, str(CLI), "sim", "door", str(site.path("line")), "--pty", *args]
+        for address in (5, 6, 7):
+            command += ["--address", str(address)]
+        known = {key: value for key, value in os.environ.items() if not key.startswith("ONECARD_")}
+        extra = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "ONECARD_SCBK_FILE": str(site.path("scbk"))}
+        with self.console.open("w") as console:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=console, stderr=console, env=known | extra, cwd=site.folder,
+                text=True,
+            )  # fmt: skip
+        self.until("addresses")
+
+    def type(self, line: str) -> Readers:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self
+
+    def until(self, words: str, times: int = 1) -> str:
+        end = time.monotonic() + PATIENCE_S
+        while (text := self.console.read_text()).count(words) < times:
+            assert time.monotonic() < end, text
+            assert self.process.poll() is None, text
+            time.sleep(0.02)
+        return text
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        WATCH.saw("the readers' console", self.console.read_text())
+
+
+@pytest.fixture
+def site(enterprise: Enterprise, tmp_path: Path) -> Iterator[Site]:
+    made = Site(enterprise, tmp_path, Kind.ACCESS)
+    made.path("pin").write_text(PIN)
+    made.path("scbk").write_text("".join(f"{address} {key_of(address).hex()}\n" for address in (5, 6, 7)))
+    made.path("scbk").chmod(0o600)
+    made.configure(LINE)
+    yield made
+    for one in made.running:
+        one.close()
+
+
+@pytest.fixture
+def readers(request: pytest.FixtureRequest, site: Site) -> Iterator[Readers]:
+    made = Readers(site, *getattr(request, "param", ()))
+    yield made
+    made.close()
+
+
+def opened(site: Site, language: str = "en") -> Running:
+    """The terminal, all its readers there."""
+    door = site.start("--language", language)
+    for address in (5, 6, 7):
+        door.until(f"{address}: reader is there" if language == "en" else f"{address}: 读卡器上线")
+    return door
+
+
+@pytest.mark.parametrize("readers", [(), ("--damage", "0.03", "--seed", "3")], indirect=True)
+def test_doors_on_a_line(site: Site, readers: Readers) -> None:
+    """Cards open their doors in and out, a PIN is typed at the reader, who may not is told why; also on a bad line."""
+    site.new_card()
+    site.new_card("other.img", groups=0b100)
+    door = opened(site)
+    readers.until("text present the card", 3)
+    readers.type(f"5 card {site.path('card.img')}")
+    readers.until("5: lock is open")
+    assert door.events(1)[0] | {"event": 0} == {
+        "door": 1, "direction": "in", "reader": 5, "event": 0, "granted": True, "waits": False,
+    }  # fmt: skip
+    readers.until("5: led green for 3 s")
+    readers.type("5 open").type("5 shut").until("5: lock is shut")
+    readers.type("5 take").type(f"6 card {site.path('card.img')}").until("5: lock is open", 2)
+    readers.type("6 take").type(f"7 card {site.path('card.img')}").until("text enter the PIN")
+    readers.type(f"7 keys {PIN}#").until("7: lock is open")
+    readers.type("7 take").type(f"5 card {site.path('other.img')}").until("no right to pass this door")
+    assert [one.get("reason", one.get("granted")) for one in door.events(5)] == [
+        True, True, "pin_required", True, "not_this_door",
+    ]  # fmt: skip
+    readers.until("5: led blinks red for 3 s")
+    assert door.end() == 0
+    assert "door 1 in: refused: no right to pass this door" in door.until("refused")
+    granted = [entry.record.granted for entry in site.records(PassageReport)]
+    assert granted == [True, True, False, True, False]
+    assert PIN not in door.console.read_text() + door.data.read_text()
