@@ -23,7 +23,7 @@ from backoffice.ledger import Entry, card_account
 from backoffice.members import Member
 from backoffice.operators import Operator, Permission, require
 from backoffice.station import Desk, Office, PhaseSteps, Work, run
-from backoffice.wallet import Move, carry_out
+from backoffice.wallet import Move, carry_out, empty
 from cardlib.blacklist import ListReason
 from cardlib.errors import CardRemoved, Conflict, CryptoError, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.iso7816 import read_binary
@@ -624,7 +624,7 @@ def reissue(
         if work.result("replaced") is None:
             _check_replaceable(old, old_card)
         if old_card is not None and work.result("amounts") is None:
-            _take_over(office, work, old_serial, old_card, ledger.TRANSFERS)
+            _take_over(office, operator, work, old_serial, old_card, ledger.TRANSFERS)
         work.once("replaced", lambda tx: _end(tx, work, old_serial, S.REPLACED, ListReason.REPLACED))
         _platform_state(office, work, old_serial, CardState.REPLACED, "reissue")
         serial, make_official = _make(office, work, member, new, old_serial)
@@ -664,7 +664,7 @@ def cancel(
             if state not in (S.POSTED, S.ACTIVE, S.LOST):
                 raise Conflict(f"card {serial.hex().upper()} is {state}: there is nothing to cancel")
             if card is not None and work.result("amounts") is None:
-                _take_over(office, work, serial, card, account)
+                _take_over(office, operator, work, serial, card, account)
             elif card is None:
                 work.once("listed", lambda tx: _give_up(tx, work, serial, reason))
             if not _settled(office, work, serial, account):
@@ -687,11 +687,12 @@ def _check_replaceable(old: Application, old_card: Transport | None) -> None:
     raise Conflict(f"card {card} is {old.state}: it can't be reissued")
 
 
-def _take_over(office: Office, work: Work, serial: bytes, card: Transport, account: str) -> None:
+def _take_over(office: Office, operator: Operator, work: Work, serial: bytes, card: Transport, account: str) -> None:
     """Read, empty, wipe and block the old application; what it held stands in ``account`` (profile.md)."""
     desk = office.desk(work, account)
 
     def read() -> Result:
+        empty(office, operator, card, serial)
         desk.open_card(card, serial)
         access = read_binary(card, load_profile().file("access").fid)
         return {"access": access.hex(), "log": [record.encode().hex() for record in read_log(card)]}

@@ -14,9 +14,9 @@ from cardlib.errors import ConfigError
 from cardlib.sam import SamPool
 from cardlib.serialport import PtyPort, SerialPort
 from cardlib.transport import GetResponse, Transport
-from console import Session
+from console import Session, Watcher
 from terminals import posts
-from terminals.config import Kind, TerminalConfig
+from terminals.config import Kind, TerminalConfig, with_holidays
 from terminals.home import Home, OpenPort, Unit
 from terminals.posts.base import Post, asking
 from terminals.run import Keyboard, Line, Process, Screen
@@ -40,15 +40,17 @@ class Station:
         """Where the screen is: beside the data, not among it."""
         return sys.stderr if self.session.json else sys.stdout
 
-    def post(self, terminal: Terminal) -> Post:
-        """What serves cards. Raises ConfigError."""
+    def post(self, terminal: Terminal, scbk_file: Path | None = None) -> Post:
+        """What serves cards; ``scbk_file``: the readers' keys that came over the line. Raises ConfigError."""
         session = self.session
+        if self.cashier and terminal.config.till.operators:
+            raise ConfigError("this till has operators: leave --cashier out, type `shift open` and present the card")
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
         pin = asking(session.secret, session.note)
         return posts.make_post(
             terminal, self.amount, self.stream, self.language, session.operator, pin,
-            lambda: session.secret_lines("scbk"), tags=session.reader.startswith("uid:"),
+            lambda: session.secret_lines("scbk", scbk_file), tags=session.reader.startswith("uid:"),
         )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
@@ -59,14 +61,9 @@ class Station:
         session = self.session
         reader = session.watch()
 
-        def at_hand(name: str | None) -> Transport:
-            if reader is None or name is not None:
-                return session.connect(name)
-            return session.traced(GetResponse(reader.connect()))
-
         keyboard = Keyboard(sys.stdin.fileno())
         emit: Callable[[dict[str, Any]], None] = session.emit if session.json else lambda _: None
-        return Process(terminal, post, keyboard, at_hand, reader, session.note, emit, link)
+        return Process(terminal, post, keyboard, at_hand(session, reader), reader, session.note, emit, link)
 
     def run_home(
         self, home: Home, address: int, port: str | None, *, pty: bool = False,
@@ -91,10 +88,23 @@ class Station:
         """The terminal that a configuration describes. Raises ConfigError when it can't run here."""
         if config.kind in posts.ELSEWHERE:
             raise ConfigError(posts.ELSEWHERE[config.kind])
+        config = with_holidays(config)
         sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
         terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
         own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
-        return terminal, own.post(terminal)
+        keys = home.host.reader_keys
+        return terminal, own.post(terminal, keys.path if keys and keys.path.exists() else None)
+
+
+def at_hand(session: Session, reader: Watcher | None) -> Callable[[str | None], Transport]:
+    """How a card is connected to: the one in the reader that was watched, or by its name."""
+
+    def connect(name: str | None) -> Transport:
+        if reader is None or name is not None:
+            return session.connect(name)
+        return session.traced(GetResponse(reader.connect()))
+
+    return connect
 
 
 def _linked(folder: Path, name: str) -> Path:

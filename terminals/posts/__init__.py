@@ -55,4 +55,4 @@ def make_post(
     if isinstance(terminal, Attendance):
         return TagPost(terminal) if tags else AttendancePost(terminal)
     assert isinstance(terminal, Pos)
-    return PosPost(terminal, amount_fen, pin, tell)
+    return PosPost(terminal, amount_fen, pin, tell, language)

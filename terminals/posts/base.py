@@ -53,6 +53,18 @@ class OwnReaders(Watched, Protocol):
         """The card that has come."""
 
 
+Come = Callable[[bool, float], Transport | None]
+"""Wait for the next card, from the first asking for it, until a monotonic time; None when none will come."""
+
+
+@runtime_checkable
+class AsksForCards(Protocol):
+    """A post that asks for a card by itself, for somebody elsewhere: a till's cash register."""
+
+    def listen(self, come: Come) -> None:
+        """Begin to; ``stop`` ends it."""
+
+
 def asking(secret: Callable[[str], str], note: Callable[[str], None]) -> Callable[[], str | None]:
     """A question for the holder's PIN; None when nobody can be asked, or what was typed can be no PIN."""
 
