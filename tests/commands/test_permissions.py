@@ -124,6 +124,8 @@ ARGUMENTS: dict[str, list[str]] = {
 
 OPEN = {
     "init": "there is no operator yet",
+    "ota decode": "works on what it is given, with keys it is given",
+    "ota encode": "works on what it is given, with keys it is given",
     "doctor": "looks at the machine, not into the databases",
     "demo": "works on an installation of its own, which it throws away",
     "sim card": "simulated hardware",
@@ -131,6 +133,7 @@ OPEN = {
     "sim mother": "simulated hardware",
     "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
+    "sim sim": "simulated hardware",
     "sim door": "simulated hardware",
     "sim pn532": "simulated hardware",
     "sim uid": "simulated hardware",
@@ -174,11 +177,14 @@ OPEN = {
 _LINE = ["--port", "no-port", "--identity", "an.key"]
 _TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
 OPEN_ARGUMENTS: dict[str, list[str]] = {
+    "ota decode": ["027100000b0abfff4f00000000000009"],
+    "ota encode": ["0084000004", "--counter", "1", "--spi", "0001"],
     "sim card": ["--vpcd-port", "9"],
     "sim sam": ["--vpcd-port", "9"],
     "sim mother": ["--vpcd-port", "9"],
     "sim authentication": ["--vpcd-port", "9"],
     "sim make": ["card.img"],
+    "sim sim": ["--vpcd-port", "9"],
     "sim batch": ["chips"],
     "apdu send": ["00840000 08"],
     "terminal pay": ["1", *_TILL],
