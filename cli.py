@@ -56,7 +56,7 @@ NOUNS = {
     "audit": "backoffice.commands.audit",
     "db": "backoffice.commands.db",
     "ota": "backoffice.commands.ota",
-    "sim": "simulator.commands simulator.entrance terminals.simulated",
+    "sim": "simulator.commands simulator.entrance simulator.handset terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""

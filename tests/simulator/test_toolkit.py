@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cli
 from cardlib.errors import ConfigError, StatusError
 from cardlib.profile import CardKind, aid, make_serial
 from cardlib.tlv import Tlv
+from console import Session
 from simulator import image
 from simulator.files import BLOCKED, Df
 from simulator.phone import PROFILE, Phone
@@ -235,6 +239,22 @@ def test_what_remote_commands_ask_of_the_phone() -> None:
     Phone._command(phone, bytes.fromhex("80F2000C"))
     assert phone.outbox == [b"\x01\x02"]
     assert phone.refreshed == [bytes.fromhex("013F007F206F07")]
+
+
+def test_phone_in_a_persons_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """`onecard sim phone` shows screens and takes keys: menu, a text, a list, a hidden field, back, leave."""
+    file = tmp_path / "sim.img"
+    sim, _ = made("食堂", "Campus")
+    image.save(sim, file)
+    keys = "9\n2\n\n5\n2\nb\nq\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(keys))
+    cli.run(["sim", "phone", str(file), "--language", "en"], Session())
+    shown = capsys.readouterr().out
+    for text in ("2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)"):
+        assert text in shown, text
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    cli.run(["sim", "phone", str(file)], Session())
+    assert "One card" in capsys.readouterr().out
 
 
 def test_page_of_the_phone() -> None:
