@@ -7,12 +7,11 @@ says anything for sure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import NamedTuple, Self
 
 from cardlib.crypto.keys import Key
-from cardlib.crypto.packets import PacketAlgorithm, PacketKey, packet_key
+from cardlib.crypto.packets import PacketAlgorithm, packet_key
 from cardlib.errors import FormatError, Refused
 from cardlib.wire import scp80, sms
 from cardlib.wire.scp80 import Head, Keys, PorStatus, SealedCommand, Spi
@@ -47,14 +46,10 @@ class KeySet(NamedTuple):
 
     def head(self, spi: Spi, tar: bytes) -> Head:
         """What a packet under this keyset says in clear. Raises FormatError when a key is missing."""
-        kic, kid = (_nibble(key) for key in self.keys)
-        return Head(spi, self.number << 4 | kic, self.number << 4 | kid, tar)
-
-
-def _nibble(key: PacketKey | None) -> int:
-    if key is None:
-        raise FormatError("a keyset has both KIc and KID")
-    return key.algorithm
+        kic, kid = self.keys
+        if kic is None or kid is None:
+            raise FormatError("a keyset has both KIc and KID")
+        return Head(spi, self.number << 4 | kic.algorithm, self.number << 4 | kid.algorithm, tar)
 
 
 def derive_key_sets(
@@ -87,8 +82,7 @@ class Reply(NamedTuple):
         return self.proven and self.status not in (PorStatus.BY_SUBMIT, PorStatus.BY_USSD, PorStatus.MORE_TIME)
 
 
-@dataclass(frozen=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A packet under way, and how its replies are known. To send it again, send the same packet."""
 
     key_set: KeySet
@@ -114,13 +108,17 @@ class Outgoing:
 
 
 def command(
-    key_set: KeySet, counter: int, script: Iterable[bytes], spi: Spi = ONE_CARD_SPI, tar: bytes = ONE_CARD_TAR
+    key_set: KeySet, counter: int, script: Iterable[bytes] | bytes, spi: Spi = ONE_CARD_SPI, tar: bytes = ONE_CARD_TAR
 ) -> Outgoing:
-    """A packet with a compact script of C-APDUs. Raises Refused at the counter's end, FormatError."""
+    """A packet with a compact script: its C-APDUs, or what ``scp80.compact`` made of them once for many cards.
+
+    Raises Refused at the counter's end, FormatError.
+    """
     if not 0 < counter < scp80.COUNTER_MAX:
         raise Refused("counter_end", NO_MORE)
     head = key_set.head(spi, tar)
-    return Outgoing(key_set, head, counter, scp80.encode_command(head, counter, scp80.compact(script), key_set.keys))
+    data = script if isinstance(script, bytes) else scp80.compact(script)
+    return Outgoing(key_set, head, counter, scp80.encode_command(head, counter, data, key_set.keys))
 
 
 class Inbox:

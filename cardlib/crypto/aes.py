@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.cmac import CMAC
 
 from cardlib.crypto.chain import Cbc, CbcMac
 from cardlib.crypto.packets import PacketAlgorithm, PacketKey
 from cardlib.errors import FormatError
 
 BLOCK = 16
+_PADDING = b"\x80" + bytes(BLOCK - 1)
 
 
 class AesKey:
@@ -61,13 +64,13 @@ class AesPacketKey(PacketKey):
 
     algorithm: ClassVar[PacketAlgorithm] = PacketAlgorithm.AES
     block: ClassVar[int] = BLOCK
-    __slots__ = ("_cbc", "_chain", "_subkeys")
+    __slots__ = ("_cbc", "_fresh", "_last", "_subkeys", "_update")
 
     def __init__(self, value: bytes) -> None:
         super().__init__(value)
         self._cbc: Cbc | None = None
-        self._chain: CbcMac | None = None
-        self._subkeys = (0, 0)
+        self._update: Callable[[bytes], bytes] | None = None
+        self._last, self._subkeys, self._fresh = 0, (0, 0), True
 
     def _cipher(self) -> Cbc:
         cbc = self._cbc
@@ -82,16 +85,27 @@ class AesPacketKey(PacketKey):
         return self._cipher().decrypt(blocks)
 
     def checksum(self, data: bytes) -> bytes:
-        chain = self._chain
-        if chain is None:
-            chain = self._chain = CbcMac(algorithms.AES(self._value))
-            whole = _doubled(int.from_bytes(chain(bytes(BLOCK), 0), "big"))
+        update = self._update
+        if update is None:
+            if self._fresh:  # in a batch a key is used once: for that a context to keep costs more than it brings
+                self._fresh = False
+                mac = CMAC(algorithms.AES(self._value))
+                mac.update(data)
+                return mac.finalize()
+            update = self._update = Cipher(algorithms.AES(self._value), modes.CBC(bytes(BLOCK))).encryptor().update
+            self._last = int.from_bytes(update(bytes(BLOCK)), "big")
+            whole = _doubled(self._last)
             self._subkeys = (whole, _doubled(whole))
-        spare = -len(data) % BLOCK if data else BLOCK
+        size = len(data)
+        spare = -size % BLOCK if size else BLOCK
         if spare:
-            data += b"\x80" + bytes(spare - 1)
-        last = int.from_bytes(data[-BLOCK:], "big") ^ self._subkeys[spare > 0]
-        return chain(data[:-BLOCK] + last.to_bytes(BLOCK, "big"), 0)
+            data += _PADDING[:spare]
+            size += spare
+        # The subkey goes into the last block, and what the kept context chained before into the first (chain.py).
+        mixed = int.from_bytes(data, "big") ^ self._subkeys[spare > 0] ^ self._last << 8 * (size - BLOCK)
+        out = update(mixed.to_bytes(size, "big"))[-BLOCK:]
+        self._last = int.from_bytes(out, "big")
+        return out
 
     @property
     def kcv(self) -> bytes:

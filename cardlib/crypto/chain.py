@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, Cipher, modes
 
+_FROM_ZERO = {block: modes.CBC(bytes(block)) for block in (8, 16)}
+
 
 class CbcMac:
     """CBC chaining over one kept encryptor.
@@ -18,7 +20,7 @@ class CbcMac:
 
     def __init__(self, algorithm: BlockCipherAlgorithm) -> None:
         self._block = algorithm.block_size // 8
-        self._update = Cipher(algorithm, modes.CBC(bytes(self._block))).encryptor().update
+        self._update = Cipher(algorithm, _FROM_ZERO[self._block]).encryptor().update
         self._last = 0
 
     def __call__(self, padded: bytes, iv: int) -> bytes:
@@ -46,7 +48,7 @@ class Cbc:
         """Encipher whole blocks, at least one."""
         update, block = self._encrypt, self._block
         if update is None:
-            update = self._encrypt = Cipher(self._algorithm, modes.CBC(bytes(block))).encryptor().update
+            update = self._encrypt = Cipher(self._algorithm, _FROM_ZERO[block]).encryptor().update
         elif self._sent:
             first = int.from_bytes(blocks[:block], "big") ^ self._sent
             blocks = first.to_bytes(block, "big") + blocks[block:]
@@ -58,7 +60,7 @@ class Cbc:
         """Decipher whole blocks, at least one."""
         update, block = self._decrypt, self._block
         if update is None:
-            update = self._decrypt = Cipher(self._algorithm, modes.CBC(bytes(block))).decryptor().update
+            update = self._decrypt = Cipher(self._algorithm, _FROM_ZERO[block]).decryptor().update
         out = update(blocks)
         if self._read:
             first = int.from_bytes(out[:block], "big") ^ self._read

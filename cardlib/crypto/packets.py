@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import IntEnum, unique
+from functools import cache
 from hmac import compare_digest
 from typing import ClassVar, NoReturn
 
@@ -65,12 +66,12 @@ class PacketKey(ABC):
             raise BadKcv(f"{what}: check value {self.kcv.hex().upper()} instead of {kcv.hex().upper()}")
 
 
-def packet_key(algorithm: int, value: bytes) -> PacketKey:
-    """The key of that nibble. Raises ConfigError for a nibble that is not supported or a length that doesn't fit."""
+@cache
+def _kinds() -> dict[tuple[int, int], Callable[[bytes], PacketKey]]:
     from cardlib.crypto.aes import AesPacketKey  # noqa: PLC0415  # they subclass PacketKey
     from cardlib.crypto.des import DesEcbPacketKey, DesPacketKey, Tdes3PacketKey, TdesPacketKey  # noqa: PLC0415  # same
 
-    kinds: dict[tuple[int, int], Callable[[bytes], PacketKey]] = {
+    return {
         (PacketAlgorithm.DES, 8): DesPacketKey,
         (PacketAlgorithm.DES_ECB, 8): DesEcbPacketKey,
         (PacketAlgorithm.TDES2, 16): TdesPacketKey,
@@ -79,7 +80,11 @@ def packet_key(algorithm: int, value: bytes) -> PacketKey:
         (PacketAlgorithm.AES, 24): AesPacketKey,
         (PacketAlgorithm.AES, 32): AesPacketKey,
     }
-    kind = kinds.get((algorithm, len(value)))
+
+
+def packet_key(algorithm: int, value: bytes) -> PacketKey:
+    """The key of that nibble. Raises ConfigError for a nibble that is not supported or a length that doesn't fit."""
+    kind = _kinds().get((algorithm, len(value)))
     if kind is None:
         raise ConfigError(f"no key of secured packets has {len(value)} bytes under algorithm {algorithm:X}")
     return kind(value)

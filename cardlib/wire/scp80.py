@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum, unique
+from functools import cache
 from hmac import compare_digest
 from typing import NamedTuple, Self
 
@@ -75,6 +76,9 @@ UNSIGNED = frozenset((0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x09, 0x0A))
 """Status bytes that go out without checksum, ciphering, counter and data: else they would be an oracle for the key."""
 
 
+_INTEGRITY, _COUNTER_MODE = tuple(Integrity), tuple(CounterMode)
+
+
 class Spi(NamedTuple):
     """Security parameters: what a command is protected by (``one``), and how it is answered (``two``)."""
 
@@ -92,7 +96,7 @@ class Spi(NamedTuple):
     @property
     def integrity(self) -> Integrity:
         """Redundancy check, cryptographic checksum or neither."""
-        return Integrity(self.one & 3)
+        return _INTEGRITY[self.one & 3]
 
     @property
     def ciphered(self) -> bool:
@@ -102,7 +106,7 @@ class Spi(NamedTuple):
     @property
     def counter(self) -> CounterMode:
         """How the card takes the counter."""
-        return CounterMode(self.one >> 3 & 3)
+        return _COUNTER_MODE[self.one >> 3 & 3]
 
     @property
     def por(self) -> Proof:
@@ -112,7 +116,7 @@ class Spi(NamedTuple):
     @property
     def por_integrity(self) -> Integrity:
         """What protects the answer."""
-        return Integrity(self.two >> 2 & 3)
+        return _INTEGRITY[self.two >> 2 & 3]
 
     @property
     def por_ciphered(self) -> bool:
@@ -192,15 +196,15 @@ def encode_command(head: Head, counter: int, data: bytes, keys: Keys, checksum_b
     Raises FormatError when something does not fit or a key is missing.
     """
     spi = head.spi
-    size = _size(spi.integrity, head.kid, checksum_bytes)
-    pad = _padding(6 + size + len(data), spi.ciphered, keys)
+    size = _size(spi.one & 3, head.kid & 15, checksum_bytes)
+    pad = _padding(6 + size + len(data), spi.one & 4, keys)
     clear = (
         _length(14 + size + len(data) + pad)
         + bytes((13 + size, spi.one, spi.two, head.kic, head.kid))
         + _exactly(head.tar, 3, "TAR")
     )
     fixed = _counter(counter) + bytes((pad,))
-    return _seal(clear, clear, fixed, data + bytes(pad), size, (spi.integrity, spi.ciphered), head, keys)
+    return _seal(clear, clear, fixed, data + bytes(pad), size, spi.one, head, keys)
 
 
 class Response(NamedTuple):
@@ -218,12 +222,12 @@ def encode_response(
 ) -> bytes:
     """The PoR to the command with ``head``, protected as its SPI2 asks. Raises FormatError."""
     spi = head.spi
-    size = _size(spi.por_integrity, head.kid, checksum_bytes)
-    pad = _padding(7 + size + len(data), spi.por_ciphered, keys)
+    size = _size(spi.two >> 2 & 3, head.kid & 15, checksum_bytes)
+    pad = _padding(7 + size + len(data), spi.two & 0x10, keys)
     clear = _length(11 + size + len(data) + pad) + bytes((10 + size,)) + _exactly(head.tar, 3, "TAR")
     fixed = _counter(counter) + bytes((pad, status))
     over = RESPONSE_UDH + clear
-    return _seal(over, clear, fixed, data + bytes(pad), size, (spi.por_integrity, spi.por_ciphered), head, keys)
+    return _seal(over, clear, fixed, data + bytes(pad), size, spi.two >> 2, head, keys)
 
 
 def encode_refusal(tar: bytes, status: int) -> bytes:
@@ -255,20 +259,17 @@ def decode_response(packet: bytes, head: Head, keys: Keys) -> Response:
     return Response(head.tar, int.from_bytes(fixed[:5], "big"), fixed[6], data, proven)
 
 
-def _seal(
-    over: bytes,
-    clear: bytes,
-    fixed: bytes,
-    data: bytes,
-    size: int,
-    security: tuple[Integrity, bool],
-    head: Head,
-    keys: Keys,
-) -> bytes:
-    """Checksum first, over everything but itself, then ciphering of what follows the clear part."""
-    integrity, ciphered = security
-    body = fixed + _checksum(over + fixed + data, integrity, size, head.kid, keys.kid) + data
-    return clear + (_key(keys.kic, head.kic, "KIc").encrypt(body) if ciphered else body)
+def _seal(over: bytes, clear: bytes, fixed: bytes, data: bytes, size: int, asked: int, head: Head, keys: Keys) -> bytes:
+    """Checksum first, over everything but itself, then ciphering of what follows the clear part.
+
+    ``asked``: integrity in the low two bits, ciphering above them.
+    """
+    kid, integrity = keys.kid, asked & 3
+    if integrity == Integrity.CC and kid is not None and kid.algorithm == head.kid & 15:  # as nearly always
+        body = fixed + kid.checksum(over + fixed + data)[:size] + data
+    else:
+        body = fixed + _checksum(over + fixed + data, _INTEGRITY[integrity], size, head.kid, kid) + data
+    return clear + (_key(keys.kic, head.kic, "KIc").encrypt(body) if asked & 4 else body)
 
 
 def _unseal(
@@ -310,28 +311,28 @@ _RC: dict[int, tuple[int, Callable[[bytes], bytes]]] = {0x1: (2, crc16), 0x5: (4
 """By the low nibble of KID when it names a redundancy check."""
 
 
-def _sizes(integrity: Integrity, kid: int) -> tuple[int, ...]:
-    """Checksum lengths that a KID allows, the usual one first; none when nothing is known under that nibble."""
-    nibble = kid & 15
-    if integrity is Integrity.NONE:
+def _sizes(integrity: int, nibble: int) -> tuple[int, ...]:
+    """Checksum lengths that a KID allows, the usual one first; none when nothing is known under its low nibble."""
+    if integrity == Integrity.NONE:
         return (0,)
-    if integrity is Integrity.RC:
+    if integrity == Integrity.RC:
         return (_RC[nibble][0],) if nibble in _RC else ()
-    if integrity is Integrity.CC:
+    if integrity == Integrity.CC:
         return (CC_BYTES, 4) if nibble in (0, PacketAlgorithm.AES) else (CC_BYTES,)
     return ()
 
 
-def _size(integrity: Integrity, kid: int, wanted: int | None) -> int:
-    sizes = _sizes(integrity, kid)
+@cache
+def _size(integrity: int, nibble: int, wanted: int | None) -> int:
+    sizes = _sizes(integrity, nibble)
     if not sizes or (wanted is not None and wanted not in sizes):
-        raise FormatError(f"KID {kid:02X} has no {integrity.name} of {wanted or 'any'} bytes")
+        raise FormatError(f"KID {nibble:X} has no {_INTEGRITY[integrity].name} of {wanted or 'any'} bytes")
     return sizes[0] if wanted is None else wanted
 
 
 def _expect_size(integrity: Integrity, kid: int, size: int) -> None:
     """An unknown algorithm is left to who opens the packet: there it is another error."""
-    sizes = _sizes(integrity, kid)
+    sizes = _sizes(integrity, kid & 15)
     if sizes and size not in sizes:
         raise FormatError(f"a checksum of {size} bytes does not fit {integrity.name} under KID {kid:02X}")
 
@@ -354,7 +355,7 @@ def _key(key: PacketKey | None, code: int, name: str) -> PacketKey:
     return key
 
 
-def _padding(size: int, ciphered: bool, keys: Keys) -> int:
+def _padding(size: int, ciphered: int, keys: Keys) -> int:
     return -size % keys.kic.block if ciphered and keys.kic is not None else 0
 
 

@@ -163,6 +163,8 @@ OPEN = {
 _LINE = ["--port", "no-port", "--identity", "an.key"]
 _TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
 OPEN_ARGUMENTS: dict[str, list[str]] = {
+    "ota decode": ["027100000b0abfff4f00000000000009"],
+    "ota encode": ["0084000004", "--counter", "1", "--spi", "0001"],
     "sim card": ["--vpcd-port", "9"],
     "sim sam": ["--vpcd-port", "9"],
     "sim mother": ["--vpcd-port", "9"],
