@@ -350,7 +350,7 @@ def global_options() -> list[click.Option]:
     return [
         _global("--db", type=path, help="Directory of databases and keys. [default: onecard-data]"),
         _global("--enterprise", type=click.IntRange(1, 0xFFFFFFFF), help="Enterprise number."),
-        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, pn532:PORT."),
+        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, pn532:PORT, uid:PORT."),
         _global("--operator", help="Who acts. [default: admin]"),
         _global("--json", is_flag=True, default=None, help="Print data as JSON."),
         _global("--quiet", is_flag=True, default=None, help="Print data and errors only."),
