@@ -17,6 +17,7 @@ from simulator import image
 from simulator.files import BLOCKED, Df
 from simulator.phone import PROFILE, Phone
 from simulator.sim import Sim
+from simulator.uicc.memory import OtaKeySet
 from simulator.uicc.toolkit import alpha, coded, decode_text, once, parse, refresh, send
 from tests.secretwatch import register
 from tests.simulator.uicc_desk import Phone as Desk
@@ -127,6 +128,20 @@ def test_request_of_the_holder() -> None:
     assert remote.requests[-1][1][:1] == b"\x02"
 
 
+def test_request_is_a_secured_packet() -> None:
+    """What the phone sends is addressed to the service number and secured under the slot's key set, counted upwards."""
+    sim, phone = made("食堂", "Campus")
+    memory = sim.phone.memory
+    memory.ota.value = {**memory.ota.value, 3: OtaKeySet("aes", bytes(range(16)), bytes(range(16, 32)))}
+    for _ in range(2):
+        assert phone.choose("删除应用", "Campus", PASSWORD) == "请求已发送"
+    first, second = phone.outbox
+    assert first != second
+    assert all(bytes.fromhex("027000") in one and b"\x32\x32\xbf\xff\x4f" in one for one in phone.outbox)
+    assert not any(aid(1002) in one for one in phone.outbox)
+    assert image.restore(sim.snapshot()).nvm.roots["phone"].value.upward.value == {3: 2}
+
+
 def test_eight_long_names_fit() -> None:
     """A list of eight applications with long Chinese names fits one FETCH."""
     sim, phone = made(*[f"{n}号科技园区行政管理中心员工食堂" for n in range(8)])
@@ -144,6 +159,9 @@ def test_nothing_to_delete() -> None:
     sim, phone = made()
     sim.phone.toolkit.remote = Remote()
     assert phone.choose("挂失") == "没有应用"
+    _, phone = made("食堂")
+    assert phone.choose("挂失", PASSWORD) == "服务未开通"
+    assert not phone.outbox
 
 
 def test_no_menu() -> None:
