@@ -13,7 +13,7 @@ import click
 import pytest
 
 import cli
-from backoffice import operators
+from backoffice import enterprises, operators
 from backoffice.database import PLATFORM, Database
 from backoffice.installation import Installation
 from backoffice.operators import PERMISSIONS, Credential, Permission, Role
@@ -101,6 +101,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "settle close-day": ["2026-01-01"],
     "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],
     "settle approve": ["e"],
+    "settle unexpire": [SERIAL, "main", "--reason", "r"],
     "report shift": ["day", "09:00", "18:00"],
     "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
     "report day": ["off", "2026-01-01"],
@@ -110,6 +111,11 @@ ARGUMENTS: dict[str, list[str]] = {
     "report corrections": ["--month", "2026-01"],
     "report attendance": ["--month", "2026-01"],
     "report punches": ["--from", "2026-01-01"],
+    "wallet voucher make": ["b1", "2", "50", "vouchers", "--expires", "2027-12-31"],
+    "wallet voucher cancel": ["b1"],
+    "wallet grant make": ["b1", "202612", "50", "--expires", "2027-12-31"],
+    "web token add": [TERMINAL, "token"],
+    "web token revoke": ["t"],
     "terminal adms approve": ["A1", "--name", "gate"],
     "terminal adms retire": ["A1"],
     "settle propose": ["e", "--from", "bank", "--to", "refunds", "--amount-fen", "1", "--note", "n"],
@@ -118,6 +124,8 @@ ARGUMENTS: dict[str, list[str]] = {
 
 OPEN = {
     "init": "there is no operator yet",
+    "ota decode": "works on what it is given, with keys it is given",
+    "ota encode": "works on what it is given, with keys it is given",
     "doctor": "looks at the machine, not into the databases",
     "demo": "works on an installation of its own, which it throws away",
     "sim card": "simulated hardware",
@@ -125,6 +133,11 @@ OPEN = {
     "sim mother": "simulated hardware",
     "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
+    "sim sim": "simulated hardware",
+    "sim door": "simulated hardware",
+    "sim pn532": "simulated hardware",
+    "sim uid": "simulated hardware",
+    "sim phone": "simulated hardware",
     "sim batch": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
     "apdu atr": "whoever holds a card and a reader can do this",
@@ -157,6 +170,7 @@ OPEN = {
     "terminal provision": "the terminal checks the installer's token",
     "terminal report": "the terminal checks the installer's token",
     "terminal run": "the terminal's own: its SAM is its authority",
+    "terminal head": "its SAM is its authority, and the line's key",
     "terminal schema": "says what a file may hold",
 }
 
@@ -164,11 +178,15 @@ OPEN = {
 _LINE = ["--port", "no-port", "--identity", "an.key"]
 _TILL = ["--terminal", "till.toml", "--sam-reader", "sim:sam.img"]
 OPEN_ARGUMENTS: dict[str, list[str]] = {
+    "ota decode": ["027100000b0abfff4f00000000000009"],
+    "ota encode": ["0084000004", "--counter", "1", "--spi", "0001"],
     "sim card": ["--vpcd-port", "9"],
     "sim sam": ["--vpcd-port", "9"],
     "sim mother": ["--vpcd-port", "9"],
     "sim authentication": ["--vpcd-port", "9"],
     "sim make": ["card.img"],
+    "sim sim": ["--vpcd-port", "9"],
+    "sim phone": ["sim.img"],
     "sim batch": ["chips"],
     "apdu send": ["00840000 08"],
     "terminal pay": ["1", *_TILL],
@@ -179,6 +197,10 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "terminal acknowledge": ["1", *_TILL],
     "terminal status": _TILL,
     "sim terminal": ["till", "--pty"],
+    "sim pn532": ["reader", "--pty"],
+    "sim uid": ["reader", "--pty"],
+    "sim door": ["line", "--pty"],
+    "terminal head": ["--port", "no-port", "--address", "5", "--sam-reader", "sim:sam.img"],
     "terminal scan": ["--port", "no-port"],
     "terminal identity make": ["an.key", "--name", "An"],
     "terminal identity show": ["--identity", "an.key"],
@@ -256,6 +278,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             admin = operators.get(tx, ENTERPRISE, "admin")
             for role in (Role.ADMINISTRATOR, Role.ISSUER, Role.FINANCE, Role.AUDITOR):
                 operators.add(tx, admin, ENTERPRISE, role.value, role, credential)
+            enterprises.change_setting(tx, admin, ENTERPRISE, "balance_expires", "2020-12-31")
         with Database(folder / "platform.sqlite", "platform") as db, db.write() as tx:
             platform = operators.get(tx, PLATFORM, "platform")
             assert platform.role is Role.PLATFORM
