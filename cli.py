@@ -57,7 +57,7 @@ NOUNS = {
     "web": "backoffice.commands.web",
     "db": "backoffice.commands.db",
     "ota": "backoffice.commands.ota",
-    "sim": "simulator.commands simulator.entrance terminals.simulated",
+    "sim": "simulator.commands simulator.entrance simulator.handset terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""
