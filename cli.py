@@ -56,7 +56,8 @@ NOUNS = {
     "audit": "backoffice.commands.audit",
     "web": "backoffice.commands.web",
     "db": "backoffice.commands.db",
-    "sim": "simulator.commands simulator.entrance terminals.simulated",
+    "ota": "backoffice.commands.ota",
+    "sim": "simulator.commands simulator.entrance simulator.handset terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""
@@ -109,6 +110,7 @@ HELP = {
     "audit": "Who did what; proof that nothing was changed.",
     "web": "The office over HTTP: serve terminals, make tokens.",
     "db": "State of the databases: status, migrate, backup, verify.",
+    "ota": "Packets over the air: take apart, make.",
     "sim": "Simulated cards and SAMs behind a virtual reader.",
     "apdu": "Send single commands to a card.",
 }

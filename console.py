@@ -123,10 +123,10 @@ class Session:
             raise ConfigError(f"the {name} is empty")
         return text
 
-    def secret_lines(self, name: str) -> list[str]:
-        """All lines of the file named by ``ONECARD_<NAME>_FILE``; says when others may read it. Raises ConfigError."""
+    def secret_lines(self, name: str, file: Path | None = None) -> list[str]:
+        """All lines of ``file``, else of ``ONECARD_<NAME>_FILE``; says when others may read it. Raises ConfigError."""
         variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
-        if not (path := os.environ.get(variable, "")):
+        if not (path := str(file or os.environ.get(variable, ""))):
             raise ConfigError(f"{name} needed: put them in a file named by {variable}")
         lines = _read_secret(Path(path)).splitlines()
         if Path(path).stat().st_mode & 0o077:
@@ -362,7 +362,7 @@ def global_options() -> list[click.Option]:
     return [
         _global("--db", type=path, help="Directory of databases and keys. [default: onecard-data]"),
         _global("--enterprise", type=click.IntRange(1, 0xFFFFFFFF), help="Enterprise number."),
-        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, pn532:PORT."),
+        _global("--reader", help="Card reader: sim:IMAGE, pcsc:NAME, pn532:PORT, uid:PORT."),
         _global("--operator", help="Who acts. [default: admin]"),
         _global("--json", is_flag=True, default=None, help="Print data as JSON."),
         _global("--quiet", is_flag=True, default=None, help="Print data and errors only."),

@@ -67,6 +67,7 @@ class Event(StrEnum):
     SETTLED = "settlement.run"
     DAY_CLOSED = "settlement.day_closed"
     DAY_REOPENED = "settlement.day_reopened"
+    BALANCES_EXPIRED = "ledger.expired"
     LEDGER_CORRECTED = "ledger.corrected"
     LEDGER_SEALED = "ledger.sealed"
     KEY_CHANGED = "key.changed"

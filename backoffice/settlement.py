@@ -195,7 +195,7 @@ def settle_cards(
     tx.executemany(_POSITION, books.places)
     posted = ledger.post(tx, enterprise_id, *books.entries)
     permits.resolve(tx, enterprise_id, cards)
-    return Settled(books.verdicts, posted)
+    return Settled(books.verdicts, posted + _honour(tx, enterprise_id, cards))
 
 
 _POSITION = (
@@ -444,7 +444,7 @@ def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
         if record.verdict is V.POSTED:
             record.verdict, record.cause = V.UNPAIRED, "the payment that this undoes is not posted"
         return
-    giver, getter = accounts
+    giver, getter = (ledger.EXPIRED if account == ledger.VOID else account for account in accounts)
     steps = {
         ("no", "yes"): ("", giver, getter),
         ("no", "doubt"): ("/doubt", giver, ledger.IN_DOUBT),
@@ -453,11 +453,42 @@ def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
         ("yes", "back"): ("/reversed", getter, giver),
     }
     suffix, source, target_account = steps[record.booked, target]
+    proven = "yes" in (record.booked, target)
     record.booked = target
     row = record.row
     if row["amount_fen"]:
         entry_id, kind = record.record_id + suffix, record.kind.name.lower() + suffix
         books.entries.append(transfer(entry_id, kind, row["utc_ms"], source, target_account, row["amount_fen"], ACTOR))
+        if ledger.VOID in accounts and proven:
+            # It left the card's account when it expired: now the chip has followed.
+            entry_id = ledger.expiry_id(row["card_serial"], Purse(row["purse"]), f"emptied/{entry_id}")
+            pair = (getter, giver) if target == "yes" else (giver, getter)
+            books.entries.append(transfer(entry_id, "expiry_emptied", row["utc_ms"], *pair, row["amount_fen"], ACTOR))
+
+
+def _honour(tx: Tx, enterprise_id: int, cards: list[bytes]) -> int:
+    """What a till took of an expired balance all the same was honoured: it comes back from ``expired``."""
+    if not tx.one(
+        "SELECT entry_id FROM ledger_entry WHERE enterprise_id = ? AND entry_id >= 'expiry/' AND entry_id < 'expiry/~'"
+        " LIMIT 1",
+        (enterprise_id,),
+    ):
+        return 0
+    entries = []
+    for serial, purse in ((serial, purse) for serial in cards for purse in Purse):
+        void, account = ledger.void(tx, enterprise_id, serial, purse), card_account(serial, purse)
+        if void <= 0 or (books_fen := ledger.balance(tx, enterprise_id, account)) >= 0:
+            continue
+        doubt = tx.value(
+            "SELECT COALESCE(SUM(amount_fen), 0) FROM transaction_record WHERE enterprise_id = ? AND card_serial = ?"
+            " AND purse = ? AND booked = 'doubt'",
+            (enterprise_id, serial, int(purse)),
+        )
+        fen = min(void, -books_fen - doubt)
+        if fen > 0:
+            entry_id = ledger.expiry_id(serial, purse, f"spent/{tx.new_id()}")
+            entries.append(transfer(entry_id, "expiry_spent", tx.now_ms, ledger.EXPIRED, account, fen, ACTOR))
+    return ledger.post(tx, enterprise_id, *entries)
 
 
 def _accounts(books: _Books, record: _Record, by_id: dict[str, _Record]) -> tuple[str, str] | None:

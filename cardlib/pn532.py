@@ -43,6 +43,8 @@ EXCHANGE_S = 6.0
 TRIES = 3
 POLL_S = 0.05
 """How long the field rests between two looks for a card."""
+RESET_S = 0.006
+"""A card forgets all after 5 ms without field (ISO 14443-3 §5.2)."""
 EMPTY_LOOKS = 2
 """A card that so many looks in a row do not find is gone; one at the edge of the field would else be served twice."""
 MAX_ANSWER = 65_538
@@ -86,9 +88,9 @@ class _Unheard(Exception):
 class Chip:
     """The PN532: one command at a time. Raises ReaderLost, LineTimeout, TransportError."""
 
-    def __init__(self, line: Line, name: str, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, line: Line, name: str, clock_s: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self.name = name
-        self._line, self._clock_s = line, clock_s
+        self._line, self._clock_s, self._sleep = line, clock_s, sleep
         self._deframer = Deframer()
         self._awake = False
 
@@ -150,6 +152,7 @@ class Chip:
     def find(self) -> Target | None:
         """Look for a card with a fresh field, and activate it; None when there is none."""
         self.field_off()
+        self._sleep(RESET_S)
         try:
             found = targets(self.command(Code.LIST_TARGETS, ONE_TYPE_A))
         except FormatError as e:
@@ -271,7 +274,7 @@ class Pn532Reader:
     def _open(self) -> Chip:
         if self._chip is None:
             self._line = self._open_line(self._port, BAUD)
-            self._chip = Chip(self._line, self.name, self._clock_s)
+            self._chip = Chip(self._line, self.name, self._clock_s, self._sleep)
         return self._chip
 
     def connect(self, done: Callable[[], None] = lambda: None) -> Pn532Card:

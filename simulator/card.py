@@ -310,12 +310,18 @@ class Card:
         with self.nvm.lock:
             try:
                 answer = self._run(command)
+                self._mark_use()
                 if self.power.armed:
                     self.power.step()
             except CardRemoved:
                 self.power_off()
                 raise
         return answer
+
+    def _mark_use(self) -> None:
+        """A command of this face ends what goes on over the air in the same application (ota.md, Sessions)."""
+        if not self.no_mf:
+            self.df.uses += 1
 
     def _run(self, command: bytes) -> bytes:
         nvm = self.nvm

@@ -20,7 +20,9 @@ from simulator.card import Card, ScriptedRandom
 from simulator.mothercard import MotherCard
 from simulator.pn532 import Faults, SimulatedPn532
 from simulator.pty import Device, Pty
+from simulator.reader import Chip
 from simulator.sam import SamCard
+from simulator.sim import Sim
 from simulator.uid import SimulatedUidModule
 from simulator.vendor import ALGORITHM_NAMES, KEY_BYTES, KIND_NAMES, Vendor
 from simulator.vpcd import HOST, Slot
@@ -58,13 +60,15 @@ def _text(file: Path) -> str:
         raise ConfigError(f"description {file} can't be read: {e}") from e
 
 
-def _serve(session: Session, card: Card, host: str, port: int) -> None:
-    slot = Slot(card, port, host).insert(WAIT_MS)
-    session.note(f"{card.KIND} is in the slot at {host}:{port}; interrupt to take it out")
+def _serve(session: Session, card: Card, host: str, chips: dict[int, Chip]) -> None:
+    """Put each face into its slot; return when the first one has left."""
+    slots = [Slot(chip, port, host).insert(WAIT_MS) for port, chip in chips.items()]
+    session.note(f"{card.KIND} is in the slot at {host}:{', '.join(map(str, chips))}; interrupt to take it out")
     try:
-        slot.wait()
+        slots[0].wait()
     finally:
-        slot.remove()
+        for slot in slots:
+            slot.remove()
 
 
 def _serving(kind: type[Card], name: str) -> None:
@@ -81,7 +85,9 @@ def _serving(kind: type[Card], name: str) -> None:
         session: Session, vpcd_port: int, host: str, file: Path | None, random_hex: bytes, transport_key: bytes | None
     ) -> None:
         session.refuse_dry_run("a card is in the slot or not")
-        _serve(session, _made(kind, file, random_hex, transport_key), host, vpcd_port)
+        card = _made(kind, file, random_hex, transport_key)
+        card.t0 = kind is SamCard
+        _serve(session, card, host, {vpcd_port: card})
 
     serve.help = f"Put a simulated {name} into a slot of the virtual reader; without image or key it is blank."
 
@@ -90,7 +96,38 @@ _serving(Card, "card")
 _serving(SamCard, "sam")
 _serving(MotherCard, "mother")
 _serving(Card, "authentication")
-KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card}
+
+
+@command.command("sim")
+@click.option("--vpcd-port", type=click.IntRange(1, 65535), required=True, help="Port of the phone face's slot.")
+@click.option("--contactless-vpcd-port", type=click.IntRange(1, 65535), help="Port of the contactless face's slot.")
+@click.option("--host", default=HOST, show_default=True, help="Where the virtual reader listens.")
+@click.option("--image", "file", type=FILE, help="Image (changes are kept in it), or description ending in .toml.")
+@click.option("--no-menu", is_flag=True, help="Ask the phone nothing, for tools that can't answer.")
+@click.option("--random-hex", type=Hex(), default="", help="First random bytes the card draws, for tests.")
+@click.option("--transport-key", type=Hex(), help="Let the contactless face be vendor-fresh with this simulated key.")
+@pass_session
+def serve_sim(
+    session: Session, vpcd_port: int, contactless_vpcd_port: int | None, host: str, file: Path | None, no_menu: bool,
+    random_hex: bytes, transport_key: bytes | None,
+) -> None:  # fmt: skip
+    """Put a simulated RFID-SIM into the virtual reader: the phone face, and the contactless face beside it.
+
+    Without an image the phone face has the default content of docs/simulator.md, and the contactless face is blank.
+    """
+    session.refuse_dry_run("a card is in the slot or not")
+    if vpcd_port == contactless_vpcd_port:
+        raise ConfigError("the two faces need a slot each")
+    sim = _made(Sim, file, random_hex, transport_key)
+    assert isinstance(sim, Sim)
+    sim.phone.toolkit.menu = not no_menu
+    chips: dict[int, Chip] = {vpcd_port: sim.phone}
+    if contactless_vpcd_port:
+        chips[contactless_vpcd_port] = sim
+    _serve(session, sim, host, chips)
+
+
+KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentication": Card, "rfid_sim": Sim}
 """What ``make`` can make beside cards; an authentication card is a card whose serial says so (keys.md)."""
 
 
@@ -98,6 +135,7 @@ KINDS: dict[str, type[Card]] = {"sam": SamCard, "mother": MotherCard, "authentic
 @click.argument("target", type=FILE)
 @click.option("--description", type=FILE, help="TOML description (docs/simulator.md).")
 @click.option("--sam", is_flag=True, help="Make a SAM.")
+@click.option("--rfid-sim", is_flag=True, help="Make an RFID-SIM.")
 @click.option("--mother", is_flag=True, help="Make a mother card.")
 @click.option("--authentication", is_flag=True, help="Make an authentication card.")
 @click.option("--transport-key", type=Hex(), help="Be vendor-fresh with this simulated key.")
@@ -110,7 +148,7 @@ def make(
         raise Conflict(f"{target} exists: nothing was changed")
     kinds = [KINDS[name] for name, given in wanted.items() if given]
     if len(kinds) > 1:
-        raise ConfigError("a chip is one thing: give one of --sam, --mother, --authentication")
+        raise ConfigError("a chip is one thing: give one of --sam, --rfid-sim, --mother, --authentication")
     if description is not None:
         card = image.parse(_text(description))
     else:

@@ -165,6 +165,7 @@ class Df:
         "parent",
         "size",
         "unblock_failures",
+        "uses",
         "write_failures",
     )
 
@@ -184,6 +185,7 @@ class Df:
         self.write_failures = Cell(0)
         self.unblock_failures = Cell(0)
         self.kept_fci: tuple[bytes | None, bytes] | None = None
+        self.uses = 0  # commands that the contactless face ran in it; volatile
         self._index: dict[int, Ef] = {}
         self._indexed: dict[int, Ef | Df] | None = None
 

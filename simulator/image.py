@@ -48,7 +48,10 @@ from simulator.handlers.files import check_record
 from simulator.mothercard import MotherCard
 from simulator.nvm import MEMORY_BYTES, Nvm
 from simulator.sam import COUNTER_FID, DF_FILES, MF_FILES, SAM_DF, SAM_DF_NAME, TERMINAL_FID, SamCard, SamKey
+from simulator.sim import Sim
 from simulator.snapshot import unseal, write_file
+from simulator.table import Table
+from simulator.uicc.memory import Memory, describe
 
 ALGORITHMS = {"3des": Algorithm.TDES, "des": Algorithm.DES, "sm4": Algorithm.SM4}
 BLOCKS = {"no": UNBLOCKED, "temporary": BLOCKED, "permanent": DEAD}
@@ -64,84 +67,6 @@ LEVEL_ONE = 1 << 5
 T = TypeVar("T")
 
 
-class _Table:
-    """One table of a description: takes typed values out, then says what nobody asked for."""
-
-    def __init__(self, where: str, values: object) -> None:
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{where}: a table is expected")
-        self.where = where
-        self._rest = dict(values)
-
-    def take(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  # a TOML value
-        return self._rest.pop(name, default)
-
-    def fail(self, name: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {name} {problem}")
-
-    def need(self, name: str, value: Any) -> Any:  # noqa: ANN401  # a TOML value
-        if value is None:
-            raise self.fail(name, "is missing")
-        return value
-
-    def number(self, name: str, default: int | None, highest: int) -> int:
-        value = self.need(name, self.take(name, default))
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= highest:
-            raise self.fail(name, f"is not a number from 0 to {highest}")
-        return value
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self.need(name, self.take(name, default))
-        if not isinstance(value, str):
-            raise self.fail(name, "is not a text")
-        return value
-
-    def choice(self, name: str, default: str, choices: Mapping[str, int]) -> int:
-        value = self.text(name, default)
-        if value not in choices:
-            raise self.fail(name, f"is {value!r}, use one of {', '.join(choices)}")
-        return choices[value]
-
-    def hex(self, name: str, default: bytes | None = None, *sizes: int) -> bytes:
-        value = self.need(name, self.take(name, default))
-        return self.bytes_of(name, value, *sizes)
-
-    def bytes_of(self, name: str, value: object, *sizes: int) -> bytes:
-        if isinstance(value, str):
-            try:
-                value = bytes.fromhex(value)
-            except ValueError:
-                raise self.fail(name, "is not hexadecimal") from None
-        if not isinstance(value, bytes):
-            raise self.fail(name, "is not a hexadecimal text")
-        if sizes and len(value) not in sizes:
-            raise self.fail(name, f"has {len(value)} bytes, not {' or '.join(map(str, sizes))}")
-        return value
-
-    def day(self, name: str, default: date | None = None) -> date | None:
-        value = self.take(name, default)
-        if value is not None and type(value) is not date:
-            raise self.fail(name, "is not a date (2025-01-31)")
-        return value
-
-    def table(self, name: str) -> _Table:
-        return _Table(f"{self.where}.{name}", self.take(name, {}))
-
-    def tables(self, name: str) -> list[_Table]:
-        values = self.take(name, [])
-        if not isinstance(values, list):
-            raise self.fail(name, "is not a list of tables")
-        return [_Table(f"{self.where}.{name}[{i}]", value) for i, value in enumerate(values)]
-
-    def items(self) -> list[tuple[str, Any]]:
-        rest, self._rest = self._rest, {}
-        return list(rest.items())
-
-    def done(self) -> None:
-        if self._rest:
-            raise ConfigError(f"{self.where}: {', '.join(map(str, self._rest))} is not known here")
-
-
 def parse(text: str, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False) -> Card:
     """The card or SAM of a TOML description. Raises ConfigError that says what is wrong and where."""
     try:
@@ -155,11 +80,13 @@ def build(
     description: Mapping[str, Any], random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False
 ) -> Card:
     """The card or SAM of a description that is parsed already. Raises ConfigError."""
-    top = _Table("image", description)
+    top = Table("image", description)
     kind = top.text("kind", "card")
-    if kind not in ("card", "sam"):
-        raise top.fail("kind", f"is {kind!r}, use card or sam")
-    cls = SamCard if kind == "sam" else Card
+    kinds: dict[str, type[Card]] = {"card": Card, "sam": SamCard, "sim": Sim}
+    if kind not in kinds:
+        raise top.fail("kind", f"is {kind!r}, use {' or '.join(kinds)}")
+    cls = kinds[kind]
+    phone = top.take("phone", {}) if kind == "sim" else {}
     memory_bytes = top.number("memory_bytes", MEMORY_BYTES, 1 << 24)
     if transport_key := top.hex("transport_key", b""):
         algorithm = Algorithm(top.choice("algorithm", "3des", ALGORITHMS))
@@ -172,12 +99,14 @@ def build(
             _build_card(card, top)
     card.quirks = Quirks(**({"log_seq_rule": rule} if (rule := top.take("log_seq_rule")) else {}))
     card.t0 = t0
+    if isinstance(card, Sim) and phone:
+        card.equip(Memory(describe(phone)))
     top.done()
     card.reset()
     return card
 
 
-def _build_card(card: Card, top: _Table) -> None:
+def _build_card(card: Card, top: Table) -> None:
     profile = load_profile(top.text("profile", "oc1"))
     algorithm = top.choice("algorithm", "3des", ALGORITHMS)
     serial = _serial(top, "serial")
@@ -201,7 +130,7 @@ def _build_card(card: Card, top: _Table) -> None:
     _check_space(top, mf)
 
 
-def _serial(top: _Table, name: str) -> bytes | None:
+def _serial(top: Table, name: str) -> bytes | None:
     value = top.take(name)
     if value is None:
         return None
@@ -232,13 +161,13 @@ def _made(where: str, make: Callable[[], T]) -> T:
         raise ConfigError(f"{where}: the card would refuse these creation data or records with {e.sw:04X}") from e
 
 
-def _key_file(table: _Table, df: Df, create: bytes) -> None:
+def _key_file(table: Table, df: Df, create: bytes) -> None:
     if len(create) != 7 or create[0] != 0x3F:
         raise table.fail("key_file", "is not 3F size2 DFSFI1 add_right1 FFFF")
     df.key_file.value = KeyFile(int.from_bytes(create[1:3], "big"), create[3], create[4])
 
 
-def _add_file(table: _Table, df: Df, spec: FileSpec, content: object) -> Ef:
+def _add_file(table: Table, df: Df, spec: FileSpec, content: object) -> Ef:
     where = f"{table.where}: file {spec.fid:04X}"
     ef = _made(where, lambda: structure.make_ef(spec.fid, spec.create))
     if spec.fid in df.files.value:
@@ -249,7 +178,7 @@ def _add_file(table: _Table, df: Df, spec: FileSpec, content: object) -> Ef:
     return ef
 
 
-def _fill(table: _Table, ef: Ef, content: object) -> None:
+def _fill(table: Table, ef: Ef, content: object) -> None:
     """Content: hex of a binary file (filled up with 00), list of hex records, or a purse's table."""
     name = f"{ef.fid:04X}"
     if isinstance(ef, BinaryFile):
@@ -269,7 +198,7 @@ def _fill(table: _Table, ef: Ef, content: object) -> None:
             raise table.fail(name, "has more records than the file can hold")
         ef.records.value = records
     elif isinstance(ef, PurseFile):
-        purse = _Table(f"{table.where}.{name}", content)
+        purse = Table(f"{table.where}.{name}", content)
         ef.state.value = PurseState(
             purse.number("balance_fen", 0, 0xFFFFFFFF),
             purse.number("overdraft_fen", 0, 0xFFFFFF),
@@ -279,7 +208,7 @@ def _fill(table: _Table, ef: Ef, content: object) -> None:
         purse.done()
 
 
-def _files(table: _Table, df: Df) -> None:
+def _files(table: Table, df: Df) -> None:
     """``[[file]]``: fid, create, content."""
     for row in table.tables("file"):
         fid = int.from_bytes(row.hex("fid", None, 2), "big")
@@ -295,10 +224,10 @@ def _binary(df: Df, fid: int) -> BinaryFile:
     return ef
 
 
-def _keys(table: _Table, df: Df, profile: Profile, level: str, version: int) -> None:
+def _keys(table: Table, df: Df, profile: Profile, level: str, version: int) -> None:
     """``"type/kid" = "hex"`` or ``{value or pin, header, version, algorithm}``; the header is the profile's else."""
     for name, value in table.items():
-        row = _Table(f"{table.where}.{name}", value if isinstance(value, Mapping) else {"value": value})
+        row = Table(f"{table.where}.{name}", value if isinstance(value, Mapping) else {"value": value})
         try:
             key_type, kid = (int(part, 16) for part in name.split("/"))
         except ValueError:
@@ -331,7 +260,7 @@ def _add_key(where: str, df: Df, kid: int, header: bytes, value: bytes) -> None:
     df.keys.value = {**df.keys.value, key_id(header[0], kid): KeyRecord(kid, header, value, df.algorithm)}
 
 
-def _application(table: _Table, card: Card, profile: Profile, serial: bytes | None) -> None:
+def _application(table: Table, card: Card, profile: Profile, serial: bytes | None) -> None:
     """One enterprise's application, its files and keys those of the profile unless the description says otherwise."""
     if serial is None:
         raise ConfigError("image: serial is missing: applications need the card's serial")
@@ -368,7 +297,7 @@ def _application(table: _Table, card: Card, profile: Profile, serial: bytes | No
     _check_space(table, df)
 
 
-def _masters(table: _Table, df: Df, profile: Profile, serial: bytes, version: int, algorithm: int) -> None:
+def _masters(table: Table, df: Df, profile: Profile, serial: bytes, version: int, algorithm: int) -> None:
     """``purpose = "hex"``: enterprise master keys; the card's are diversified by its serial (card.md §1.4)."""
     for name, value in table.items():
         master = make_key(table.bytes_of(name, value, 16), algorithm)
@@ -387,7 +316,7 @@ def _value(master: Key, serial: bytes) -> bytes:
     return master.encrypt(child)
 
 
-def _directory(table: _Table, parent: Df, profile: Profile) -> None:
+def _directory(table: Table, parent: Df, profile: Profile) -> None:
     """Any directory: fid, create, key_file, keys, files, blocked, directories inside."""
     fid = int.from_bytes(table.hex("fid", None, 2), "big")
     df = _new_df(table, parent, fid, table.hex("create"))
@@ -403,7 +332,7 @@ def _directory(table: _Table, parent: Df, profile: Profile) -> None:
     _check_space(table, df)
 
 
-def _new_df(table: _Table, parent: Df, fid: int, create: bytes) -> Df:
+def _new_df(table: Table, parent: Df, fid: int, create: bytes) -> Df:
     if fid in parent.files.value:
         raise table.fail(f"{fid:04X}", "is there twice")
     df = _made(table.where, lambda: structure.make_df(fid, create, parent))
@@ -411,13 +340,13 @@ def _new_df(table: _Table, parent: Df, fid: int, create: bytes) -> Df:
     return df
 
 
-def _check_space(table: _Table, df: Df) -> None:
+def _check_space(table: Table, df: Df) -> None:
     key_file = df.key_file.value
     if df.free_bytes < 0 or df.key_bytes > (key_file.size if key_file else 0):
         raise ConfigError(f"{table.where}: directory {df.fid:04X} is too small for its files or keys")
 
 
-def _build_sam(sam: SamCard, top: _Table) -> None:
+def _build_sam(sam: SamCard, top: Table) -> None:
     """A SAM: who it is, its terminal, its own keys and PIN, its keys for cards."""
     algorithm = top.choice("algorithm", "3des", ALGORITHMS)
     mf = _mf(sam, SAM_MF_CREATE, algorithm)
@@ -447,7 +376,7 @@ def _build_sam(sam: SamCard, top: _Table) -> None:
     _check_space(top, mf)
 
 
-def _sam_key(row: _Table, algorithm: int) -> SamKey:
+def _sam_key(row: Table, algorithm: int) -> SamKey:
     """``purpose`` (level 1) or ``usage`` (hex byte), version, value, algorithm."""
     usage = row.take("usage")
     if usage is None:
@@ -488,7 +417,7 @@ def load(path: Path, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: b
 def restore(image: bytes, random_bytes: Callable[[int], bytes] = os.urandom, *, t0: bool = False) -> Card:
     """The chip of a snapshot, whichever it is. Raises FormatError."""
     kind = unseal(image).get("kind")
-    for cls in (Card, SamCard, MotherCard):
+    for cls in (Card, SamCard, MotherCard, Sim):
         if kind == cls.KIND:
             return cls.restore(image, random_bytes, t0=t0)
     raise FormatError(f"the image holds a {kind!r}, which this program does not know")

@@ -30,9 +30,11 @@ FIRMWARE = bytes.fromhex("32010607")
 ASLEEP_BYTES = 8
 """What a sleeping chip misses before its UART hears."""
 AUTOMATIC_RATS = 0x10
+FOR_EVER = 0xFF
+"""So often a chip looks for a card unless told otherwise: an empty field gets no answer."""
 SAK_14443_4, SAK_OTHER = 0x20, 0x08
 LONG_UID, SHORT_UID = bytes.fromhex("0344"), bytes.fromhex("0004")
-NO_ANSWER, NOT_NOW, BAD_PARAMETER = 0x01, 0x27, 0x10
+NO_ANSWER, NOT_NOW = 0x01, 0x27
 FRAME_SIZES = (16, 24, 32, 40, 48, 64, 96, 128, 256)
 INTERFACE = bytes.fromhex("78807002")  # ATS: T0 with frames of 256 bytes, TA, TB, TC
 Says = Iterator[tuple[float, bytes]]
@@ -83,7 +85,7 @@ class Blocks:
             self._selected = False
             return raw
         if block & 0xEE == 0x02:
-            self._number = block & 1
+            self._number ^= 1  # rule D
             self._command += raw[1:]
             if block & 0x10:
                 self._said = bytes((0xA2 | self._number,))
@@ -92,11 +94,12 @@ class Blocks:
                 self._left = self._transceive(command)
                 self._said = self._next()
         elif block & 0xEE == 0xA2:
-            if block & 1 != self._number:
-                self._number = block & 1
-                self._said = self._next()
-                return self._said
-            return bytes((0xA2 | self._number,)) if block & 0x10 and not self._said else self._said
+            if block & 1 == self._number:
+                return self._said  # rule 11
+            if block & 0x10:
+                return bytes((0xA2 | self._number,))  # rule 12
+            self._number ^= 1  # rules 13, E
+            self._said = self._next()
         else:
             return b""
         return self._said
@@ -120,6 +123,7 @@ class SimulatedPn532:
         self._deaf = ASLEEP_BYTES
         self._said = b""
         self._parameters = AUTOMATIC_RATS
+        self._patient = True
         self._registers: dict[bytes, int] = {}
         self._command = self._left = b""
         self._blocks: Blocks | None = None
@@ -158,7 +162,14 @@ class SimulatedPn532:
         except (ValueError, IndexError):
             yield 0.0, SYNTAX_ERROR
             return
-        self._said = encode(bytes((CHIP, code + 1)) + self._do(code, frame.body[2:]))
+        try:
+            answer = self._do(code, frame.body[2:])
+        except IndexError:
+            yield 0.0, SYNTAX_ERROR
+            return
+        if answer is None:
+            return
+        self._said = encode(bytes((CHIP, code + 1)) + answer)
         raw = bytearray(self._said)
         if self._happens(faults.damaged_answer):
             raw[self._dice.randrange(5, len(raw) - 1)] ^= 1 << self._dice.randrange(8)
@@ -168,7 +179,7 @@ class SimulatedPn532:
         yield 0.0, bytes(raw[:cut])
         yield faults.late_s if cut else 0.0, bytes(raw[cut:])
 
-    def _do(self, code: Code, data: bytes) -> bytes:
+    def _do(self, code: Code, data: bytes) -> bytes | None:
         match code:
             case Code.FIRMWARE:
                 return FIRMWARE
@@ -183,6 +194,8 @@ class SimulatedPn532:
             case Code.RF_CONFIGURATION:
                 if data[:1] == b"\x01" and not data[1] & 1:
                     self._release()
+                elif data[:1] == b"\x05":
+                    self._patient = data[3] == FOR_EVER
             case Code.POWER_DOWN:
                 self._release()
                 self._deaf = ASLEEP_BYTES
@@ -203,12 +216,12 @@ class SimulatedPn532:
         self._command = self._left = b""
         self.reader.close()
 
-    def _list(self, data: bytes) -> bytes:
+    def _list(self, data: bytes) -> bytes | None:
         self._release()
         try:
             ats = ats_of(self.reader.atr)
         except CardRemoved:
-            return b"\0"
+            return None if self._patient else b"\0"
         if data[1:2] != b"\0":  # a look for another kind of card
             return b"\0"
         self._blocks = Blocks(self._transceive, ats)
@@ -228,7 +241,7 @@ class SimulatedPn532:
 
     def _exchange(self, data: bytes) -> bytes:
         if self._blocks is None or not data or data[0] & 0x3F != 1:
-            return bytes((NO_ANSWER if data else NOT_NOW,))
+            return bytes((NOT_NOW,))
         self._command += data[1:]
         if data[0] & MORE:
             return b"\0"

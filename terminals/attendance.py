@@ -150,7 +150,7 @@ class Attendance(Terminal):
         Raises Refused with the reason.
         """
         now_ms, rules = self.now_ms(), self._punch_rules
-        floor_ms = self.journal.standing().clock_floor_ms
+        floor_ms = max(self.journal.standing().clock_floor_ms, self.lists.created_ms or 0)
         facts = PunchFacts(list_created_ms=now_ms, clock_floor_ms=floor_ms, last=self._tags.get(uid), pressed=pressed)
         verdict = judge(facts, rules, now_ms)
         if verdict.reason is not None:

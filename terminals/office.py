@@ -48,6 +48,7 @@ class HttpOffice:
     """
 
     def __init__(self, url: str, token: str, sam: SamInfo, journal: Journal, ca: Path | None = None) -> None:
+        self._made = url, token, sam, journal, ca
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise ConfigError(f"office_url is like https://office.example:8443, not {url}")
@@ -61,6 +62,10 @@ class HttpOffice:
 
     def __repr__(self) -> str:
         return f"<HttpOffice {self._host}>"
+
+    def another(self) -> HttpOffice:
+        """A line of its own to the same office: each is of one thread at a time."""
+        return HttpOffice(*self._made)
 
     def close(self) -> None:
         """Hang up."""

@@ -45,6 +45,23 @@ class Pos(Terminal):
                 raise Reason.PENDING_OTHER_CARD.refusal(f"sale {sale} was begun with another card")
             return self._charge(tap, charge, sale, pin)
 
+    def quote(self, charge: Charge) -> int:
+        """What a charge costs now, before any discount (fen). Raises Refused with the reason why it has no price."""
+        asked = self._price(charge, self.now_ms())
+        if isinstance(asked, Reason):
+            raise asked.refusal()
+        return asked
+
+    def sign_on(self, card: Transport, pin: Callable[[], str | None]) -> str:
+        """The name of the operator whose card and PIN these are. Raises Refused with the reason."""
+        with self.tap(card) as tap:
+            self.require(self.facts(Operation.SIGN_ON, tap, 0))
+            name = self.config.till.operators.get(tap.session.factor)
+            if name is None:
+                raise Reason.NO_OPERATOR.refusal("this card is no operator's")
+            self._verify_pin(tap, pin)
+        return name
+
     def known_sale(self, sale: str, charge: Charge, *, recovered: bool = False) -> Receipt | None:
         """What a sale number gave before, without a card; None when it moved no money. Raises as :meth:`known`."""
         return self.known(sale, self._asked_before(sale, charge), recovered=recovered)

@@ -22,7 +22,7 @@ from typing import Any
 import click.testing
 import pytest
 
-from cardlib.crypto import aes, keys, noise, sealing, signing
+from cardlib.crypto import aes, keys, noise, packets, sealing, signing
 
 VECTORS = Path(__file__).parent / "vectors" / "pboc.json"
 SUFFIXES = frozenset({".csv", ".jsonl", ".log", ".trace"})
@@ -139,6 +139,7 @@ def patch_sources() -> None:
 
     _before(keys.Key, "__init__", on_key)
     _before(aes.AesKey, "__init__", on_key)
+    _before(packets.PacketKey, "__init__", on_key)
     _before(signing.SigningKey, "__init__", on_key)
     _before(noise.StaticKey, "__init__", on_key)
     _before(sealing, "argon2id", on_passphrase)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cardlib.apdu import Command
 from cardlib.errors import (
@@ -23,7 +25,7 @@ from cardlib.errors import (
 from cardlib.pn532 import Pn532Reader, connect
 from cardlib.readers import NOTHING_KNOWN, Happened, ReaderEvent, Worker
 from cardlib.transport import Transport
-from cardlib.wire.pn532 import ACK, encode
+from cardlib.wire.pn532 import ACK, Code, encode
 from simulator.card import Card
 from simulator.pn532 import NO_FAULTS, Faults, SimulatedPn532
 from simulator.pty import Pty
@@ -284,6 +286,18 @@ def test_a_reader_that_is_lost_and_comes_back() -> None:
     assert reader.connect().transceive(b"abcd") == Echo().transceive(b"abcd")
 
 
+def test_a_chip_that_lost_its_power_is_set_up_again() -> None:
+    """A chip that starts anew looks for cards for ever; after the first time-out it is told again how to look."""
+    _, cable, reader = bench()
+    with pytest.raises(CardRemoved):
+        reader.connect()
+    cable.chip = SimulatedPn532()
+    with pytest.raises(LineTimeout):
+        reader.connect()
+    with pytest.raises(CardRemoved):
+        reader.connect()
+
+
 def test_a_late_answer_is_nobody_elses() -> None:
     """The answer to a command that was given up is not taken for the next one's, even of the same kind."""
     chip, cable, reader = bench()
@@ -330,3 +344,55 @@ def test_another_chip_and_no_port() -> None:
         reader.connect()
     with pytest.raises(ConfigError, match="pn532:PORT"):
         Pn532Reader("")
+
+
+@given(st.lists(st.tuples(st.sampled_from(Code), st.binary(max_size=20)), max_size=12))
+def test_the_simulated_chip_survives_any_command(commands: list[tuple[Code, bytes]]) -> None:
+    """Whatever a host sends is acknowledged and answered, or refused as the chip refuses it."""
+    chip = SimulatedPn532()
+    chip.put(Echo(), UID)
+    list(chip.turn(bytes(8)))
+    for code, data in commands:
+        if code is not Code.POWER_DOWN:
+            said = b"".join(said for _, said in chip.turn(encode(bytes((0xD4, code)) + data)))
+            assert said.startswith(ACK)
+            assert len(said) > len(ACK)
+
+
+class Babble(Cable):
+    """A line on which something acknowledges every command and says what it likes."""
+
+    def __init__(self, says: list[bytes]) -> None:
+        super().__init__(SimulatedPn532())
+        self.says = says
+
+    def write(self, data: bytes) -> None:
+        self.waiting.append((0.0, ACK + (self.says.pop(0) if self.says else b"")))
+
+
+ANSWERS = st.sampled_from([0x03, 0x15, 0x13, 0x33, 0x4B, 0x41])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=30),
+            st.builds(lambda code, data: encode(bytes((0xD5, code)) + data), ANSWERS, st.binary(max_size=30)),
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_answers_is_an_error_of_ours(says: list[bytes]) -> None:
+    """Garbage and wrong answers are errors of this project that say what to do, and soon."""
+    setup = [encode(bytes((0xD5, code + 1)) + data) for code, data in SET_UP]
+    cable = Babble(setup + says)
+    reader = Pn532Reader("COM1", lambda *_: cable, lambda: cable.now_s, cable.sleep)
+    with suppress(TransportError):
+        reader.connect().transceive(b"abcd")
+    assert cable.now_s < 60
+
+
+SET_UP = [
+    (Code.FIRMWARE, b"\x32\x01\x06\x07"), (Code.SAM_CONFIGURATION, b""), (Code.PARAMETERS, b""),
+    (Code.RF_CONFIGURATION, b""), (Code.RF_CONFIGURATION, b""),
+]  # fmt: skip

@@ -96,6 +96,18 @@ def refund(session: Session, office: Installation, amount: int, card: bytes | No
 
 
 @command.command()
+@card_option
+@permitted(Permission.WALLET_REFUND)
+def expire(session: Session, office: Installation, card: bytes | None) -> None:
+    """Take what has expired off both purses of the card in --reader."""
+    request_id = session.request_id or None
+    _at_reader(
+        session, office, card,
+        lambda desk, chip, serial: wallet.expire(desk, office.operator, chip, serial, request_id=request_id),
+    )  # fmt: skip
+
+
+@command.command()
 @click.argument("payment")
 @permitted(Permission.WALLET_REFUND)
 def undo(session: Session, office: Installation, payment: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from backoffice.commands.base import act, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
+from backoffice.station import Office
+from backoffice.washing import batch_key
 from cardlib.errors import ConfigError, FormatError
 from console import Noun, Session, write_secret
 
@@ -30,6 +34,9 @@ def command() -> None:
 @click.option("--tls-cert", type=FILE, help="Certificate chain (PEM); needed beyond this machine, or a proxy is.")
 @click.option("--tls-key", type=FILE, help="The certificate's key (PEM).")
 @click.option("--behind-proxy", default="", help="Address of the TLS proxy before it; nobody else is answered.")
+@click.option(
+    "--platform-operator", help="Issuing terminals wash and open slots too, where platform and enterprise are one."
+)
 @permitted(Permission.TERMINAL_MANAGE)
 def serve(
     session: Session,
@@ -39,9 +46,13 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     behind_proxy: str,
+    platform_operator: str | None,
 ) -> None:
-    """Serve terminals and operators of the enterprise until interrupted."""
-    from backoffice import hostcalls, web  # noqa: PLC0415  # the other verbs need no server
+    """Serve terminals and operators of the enterprise until interrupted.
+
+    Vendor keys of blank cards come from ONECARD_TRANSPORT_KEY_FILE, and from batch files by ONECARD_BATCH_KEY_FILE.
+    """
+    from backoffice import hostcalls, lending, web  # noqa: PLC0415  # the other verbs need no server
 
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("a certificate and its key belong together: --tls-cert and --tls-key")
@@ -50,11 +61,22 @@ def serve(
         if session.dry_run:
             session.emit({"host": host, "port": port, "state": "not started"})
             return
-        verbs = hostcalls.HostCalls(office.office(), office.keys.using).verbs()
+        desks = session.keep(lending.Desks(_desk(office, platform_operator), office.keys.using))
+        verbs = {**hostcalls.HostCalls(office.office(), office.keys.using).verbs(), **desks.verbs()}
         served = web.Web(office.database, office.enterprise_id, verbs, behind_proxy)
         server = web.http_server(served.app(), tls)
         session.note(f"serving {'https' if tls else 'http'}://{host}:{port}/v1/ until interrupted")
         server.run([line])
+
+
+def _desk(office: Installation, platform_operator: str | None) -> Office:
+    """What issuing terminals work with; vendor keys are read at the start, since nobody can be asked later."""
+    if platform_operator is None:
+        return office.office()
+    actor = office.platform_operator(platform_operator)
+    initial = office.initial_key() if os.environ.get("ONECARD_TRANSPORT_KEY_FILE") else None
+    wrapping = batch_key(office.secret) if os.environ.get("ONECARD_BATCH_KEY_FILE") else None
+    return replace(office.office(actor, initial), batch_key=wrapping)
 
 
 @command.group("token")

@@ -12,8 +12,9 @@ from typing import ClassVar
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
 
-from cardlib.crypto.chain import CbcMac
+from cardlib.crypto.chain import Cbc, CbcMac
 from cardlib.crypto.keys import Algorithm, Key, SessionSeed, invert, xor
+from cardlib.crypto.packets import PacketAlgorithm, PacketKey
 from cardlib.errors import FormatError
 
 _ECB = modes.ECB()
@@ -106,3 +107,71 @@ class TdesKey(_DesFamily):
         if self._folded is None:
             self._folded = DesKey(xor(self._value[:8], self._value[8:]))
         return self._folded
+
+
+class _DesFamilyPacketKey(PacketKey):
+    """Outer CBC, and as checksum plain CBC-MAC over every block, zero-padded (ota.md §1): not the "retail MAC"."""
+
+    block: ClassVar[int] = 8
+    __slots__ = ("_cbc", "_chain")
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._cbc: Cbc | None = None
+        self._chain: CbcMac | None = None
+
+    def _cipher(self) -> Cbc:
+        cbc = self._cbc
+        if cbc is None:
+            cbc = self._cbc = Cbc(three_part(self._value))
+        return cbc
+
+    def encrypt(self, blocks: bytes) -> bytes:
+        return self._cipher().encrypt(blocks)
+
+    def decrypt(self, blocks: bytes) -> bytes:
+        return self._cipher().decrypt(blocks)
+
+    def checksum(self, data: bytes) -> bytes:
+        chain = self._chain
+        if chain is None:
+            chain = self._chain = CbcMac(three_part(self._value))
+        return chain(data + bytes(-len(data) % 8), 0)
+
+    @property
+    def kcv(self) -> bytes:
+        return self.encrypt(bytes(8))[:3]
+
+
+class DesPacketKey(_DesFamilyPacketKey):
+    """Single DES, for old recordings and vectors: policy refuses it."""
+
+    algorithm: ClassVar[PacketAlgorithm] = PacketAlgorithm.DES
+    __slots__ = ()
+
+
+class DesEcbPacketKey(DesPacketKey):
+    """Single DES without chaining, for old recordings and vectors: policy refuses it."""
+
+    algorithm: ClassVar[PacketAlgorithm] = PacketAlgorithm.DES_ECB
+    __slots__ = ()
+
+    def encrypt(self, blocks: bytes) -> bytes:
+        return Cipher(three_part(self._value), _ECB).encryptor().update(blocks)
+
+    def decrypt(self, blocks: bytes) -> bytes:
+        return Cipher(three_part(self._value), _ECB).decryptor().update(blocks)
+
+
+class TdesPacketKey(_DesFamilyPacketKey):
+    """3DES of two keys."""
+
+    algorithm: ClassVar[PacketAlgorithm] = PacketAlgorithm.TDES2
+    __slots__ = ()
+
+
+class Tdes3PacketKey(_DesFamilyPacketKey):
+    """3DES of three keys."""
+
+    algorithm: ClassVar[PacketAlgorithm] = PacketAlgorithm.TDES3
+    __slots__ = ()

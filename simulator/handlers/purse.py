@@ -59,10 +59,11 @@ PROOF_OF = {
 class Session:
     """What INITIALIZE leaves for the second command; volatile."""
 
-    __slots__ = ("amount", "cache", "key", "kind", "log", "purse", "rand", "refund", "tac", "terminal")
+    __slots__ = ("amount", "cache", "key", "kind", "log", "online_seq", "purse", "rand", "refund", "tac", "terminal")
 
     def __init__(self, kind: Kind, purse: PurseFile, log: RecordFile, key: Key, amount: int, terminal: bytes) -> None:
         self.kind, self.purse, self.log = kind, purse, log
+        self.online_seq = purse.state.value.online_seq
         self.key = key  # the transaction key; the session key once an online INITIALIZE made it
         self.amount, self.terminal = amount, terminal
         self.rand = b""
@@ -169,6 +170,10 @@ def _continue(card: Card, types: tuple[int, ...]) -> Session:
     session = card.used_session
     if session is None or session.kind.type not in types:
         raise Refusal(SW.INVALID_STATE)
+    # The other face, or a sender over the air, may have moved money since INITIALIZE (profile.md, RFID-SIM).
+    if session.kind.online and session.purse.state.value.online_seq != session.online_seq:
+        raise Refusal(SW.INVALID_STATE)
+    _check_conditions(session)
     return session
 
 

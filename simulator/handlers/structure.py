@@ -168,6 +168,8 @@ def delete_df(card: Card, cla: int, p1: int, p2: int, data: bytes, le: int | Non
     if isinstance(directory, RecordFile):
         card.nvm.write(directory.records, tuple(r for r in directory.records.value if not _names(r, df.name)))
     card.nvm.write(card.epoch, card.epoch.value + 1)
+    if phone := card.nvm.roots.get("phone"):
+        phone.value.close_slot(card.nvm, fid - mf.fid)
     return OK
 
 

@@ -10,6 +10,7 @@ from cardlib.wire.osdp_secure import read_keys
 from terminals.access import Access
 from terminals.attendance import Attendance
 from terminals.config import Kind
+from terminals.issuing import Issuing
 from terminals.pos import Pos
 from terminals.posts.access import AccessPost
 from terminals.posts.attendance import AttendancePost, TagPost
@@ -20,12 +21,12 @@ from terminals.recharge import Recharge
 from terminals.runtime import Terminal
 
 KINDS: dict[Kind, type[Terminal]] = {
-    Kind.POS: Pos, Kind.ACCESS: Access, Kind.ATTENDANCE: Attendance, Kind.RECHARGE: Recharge,
-}  # fmt: skip
-ELSEWHERE = {
-    Kind.ISSUING: "cards are issued by the office's own desk: `onecard card issue`",
+    Kind.POS: Pos,
+    Kind.ACCESS: Access,
+    Kind.ATTENDANCE: Attendance,
+    Kind.RECHARGE: Recharge,
+    Kind.ISSUING: Issuing,
 }
-"""Kinds that can't run by themselves, and where to go instead."""
 
 
 def make_post(
@@ -65,4 +66,4 @@ def make_post(
             )
         return RechargePost(terminal, tell, language, secret, note)
     assert isinstance(terminal, Pos)
-    return PosPost(terminal, amount_fen, pin, tell)
+    return PosPost(terminal, amount_fen, pin, tell, language)

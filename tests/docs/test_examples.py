@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 import cli
 from backoffice.settlement import Verdict
 from terminals.reasons import Reason
+from tests.docs.onecard import served
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [
@@ -35,15 +37,12 @@ def blocks(page: str, language: str) -> list[str]:
 
 def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader would: ``onecard`` on the path, an empty folder, each line must succeed."""
-    command = folder / "bin" / "onecard"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/cli.py" "$@"\n')
-    command.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ONECARD_")}
-    return subprocess.run(
-        ["bash", "-e", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-        env={**clean, "PATH": f"{command.parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
+    with TemporaryDirectory() as beside, served(Path(beside)) as programs:
+        return subprocess.run(
+            ["bash", "-e", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+            env={**clean, "PATH": f"{programs}:{os.environ['PATH']}"},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)

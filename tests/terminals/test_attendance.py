@@ -215,3 +215,27 @@ def test_terminal_dies_between(gate: Gate, card: Card) -> None:
             break
     assert [r.sequence for r in gate.reports()] == [1, 2]
     gate.journal.verify()
+
+
+def test_tags(gate: Gate) -> None:
+    """A tag is punched once a minute, marked as unverified; a doubtful clock and a full disk punch none."""
+    tag, other = bytes.fromhex("010063E9AE"), bytes(5)
+    gate.terminal.set_punch_rules(PunchRules(Mode.PAIR, uid_reader=True))
+    made = [gate.terminal.punch_tag(one) for one in (tag, other, tag)]
+    assert [one.repeated for one in made] == [False, False, True]
+    gate.now_ms += 8 * 3_600_000
+    assert gate.terminal.punch_tag(tag).direction is PunchDirection.OUT
+    gate.restart()
+    assert [(one.card_serial[3:], one.direction, one.verified) for one in gate.reports()] == [
+        (tag, 0, False), (other, 0, False), (tag, 1, False),
+    ]  # fmt: skip
+    gate.free_bytes = 0
+    with pytest.raises(Refused) as refused:
+        gate.terminal.punch_tag(tag)
+    assert refused.value.reason == "storage_full"
+    gate.free_bytes, gate.now_ms = 1 << 30, gate.now_ms - 9 * 3_600_000
+    with pytest.raises(Refused) as refused:
+        gate.terminal.punch_tag(tag)
+    assert refused.value.reason == "clock_doubtful"
+    assert gate.screen.notices[-1].reason is Reason.CLOCK_DOUBTFUL
+    assert len(gate.reports()) == 3

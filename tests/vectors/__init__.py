@@ -15,6 +15,14 @@ def pboc() -> dict[str, Any]:
     return data
 
 
+@cache
+def ota() -> list[dict[str, Any]]:
+    """The vectors of ota.json. An id may occur twice, so tests name them by their place."""
+    data: dict[str, Any] = json.loads((Path(__file__).parent / "ota.json").read_text(encoding="utf-8"))
+    vectors: list[dict[str, Any]] = data["vectors"]
+    return vectors
+
+
 def by_category(*categories: str) -> list[dict[str, Any]]:
     """Synthetic vectors of these categories, in file order."""
     return [v for v in pboc()["vectors"] if v["category"] in categories]
