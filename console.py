@@ -123,10 +123,10 @@ class Session:
             raise ConfigError(f"the {name} is empty")
         return text
 
-    def secret_lines(self, name: str) -> list[str]:
-        """All lines of the file named by ``ONECARD_<NAME>_FILE``; says when others may read it. Raises ConfigError."""
+    def secret_lines(self, name: str, file: Path | None = None) -> list[str]:
+        """All lines of ``file``, else of ``ONECARD_<NAME>_FILE``; says when others may read it. Raises ConfigError."""
         variable = f"ONECARD_{name.upper().replace(' ', '_')}_FILE"
-        if not (path := os.environ.get(variable, "")):
+        if not (path := str(file or os.environ.get(variable, ""))):
             raise ConfigError(f"{name} needed: put them in a file named by {variable}")
         lines = _read_secret(Path(path)).splitlines()
         if Path(path).stat().st_mode & 0o077:
@@ -220,6 +220,18 @@ def write_new(path: Path, data: bytes) -> None:
             except BaseException:
                 path.unlink()
                 raise
+    except OSError as e:
+        raise ConfigError(f"{path} can't be written: {e.strerror}") from e
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a new file that only its owner may read. Raises Conflict when it exists, ConfigError."""
+    require_new(path)
+    try:
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as e:
         raise ConfigError(f"{path} can't be written: {e.strerror}") from e
 

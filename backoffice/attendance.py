@@ -236,6 +236,15 @@ def set_days(tx: Tx, actor: Operator, enterprise_id: int, subject: str, first: d
     return len(days)
 
 
+def spans(days: Iterable[date]) -> list[tuple[date, date]]:
+    """Days as first and last of each unbroken row, in order."""
+    found: list[tuple[date, date]] = []
+    for day in sorted(days):
+        begins = not found or day - found[-1][1] > timedelta(1)
+        found[-1:] = [*found[-1:], (day, day)] if begins else [(found[-1][0], day)]
+    return found
+
+
 def _known_shifts(tx: Tx, enterprise_id: int, names: Iterable[str]) -> None:
     unknown = sorted(set(names) - shifts_of(tx, enterprise_id).keys())
     if unknown:

@@ -67,6 +67,7 @@ class Event(StrEnum):
     SETTLED = "settlement.run"
     DAY_CLOSED = "settlement.day_closed"
     DAY_REOPENED = "settlement.day_reopened"
+    BALANCES_EXPIRED = "ledger.expired"
     LEDGER_CORRECTED = "ledger.corrected"
     LEDGER_SEALED = "ledger.sealed"
     KEY_CHANGED = "key.changed"
@@ -78,6 +79,9 @@ class Event(StrEnum):
     ATTENDANCE_PLANNED = "attendance.planned"
     ATTENDANCE_CORRECTED = "attendance.corrected"
     DATABASE = "database.changed"
+    WEB_ACCESS = "web.access"
+    VOUCHERS_CHANGED = "wallet.vouchers"
+    SUBSIDY_GRANTED = "wallet.subsidy_granted"
 
 
 class Head(NamedTuple):

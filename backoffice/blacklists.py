@@ -19,6 +19,9 @@ from cardlib.profile import check_serial
 
 DELTA_MS = 90 * 86_400_000
 """How far behind a terminal may be to get a delta."""
+TOKEN_MS = 31 * 86_400_000
+"""How long a revoked token is named: none lasts more than 30 days (link.md)."""
+MAX_REVOKED = 100
 
 
 class Entry(NamedTuple):
@@ -130,7 +133,9 @@ def at(tx: Tx, enterprise_id: int, which: int) -> Blacklist:
         " AND (until_version IS NULL OR until_version > ?)",
         (enterprise_id, which, which),
     )
-    return Blacklist.of(enterprise_id, which, tx.now_ms, ((row[0], row[1]) for row in rows))
+    made = Blacklist.of(enterprise_id, which, tx.now_ms, ((row[0], row[1]) for row in rows))
+    made.revoked = revoked(tx, enterprise_id)
+    return made
 
 
 def export(tx: Tx, actor: Operator, enterprise_id: int, signer: Signer, have: int = 0) -> Export:
@@ -145,7 +150,7 @@ def export(tx: Tx, actor: Operator, enterprise_id: int, signer: Signer, have: in
     if not 0 <= have <= current:
         raise Conflict(f"version {have} was never published here; the list is at {current}")
     if have == current:
-        fresh = Blacklist(enterprise_id, current, tx.now_ms)
+        fresh = Blacklist(enterprise_id, current, tx.now_ms, None, revoked(tx, enterprise_id))
         return Export(FileKind.FRESHNESS, current, blacklist.freshness(signer, fresh))
     now = at(tx, enterprise_id, current)
     changes, left_ms = tx.one(
@@ -155,6 +160,27 @@ def export(tx: Tx, actor: Operator, enterprise_id: int, signer: Signer, have: in
     if not have or tx.now_ms - left_ms > DELTA_MS or changes > len(now):
         return Export(FileKind.SNAPSHOT, current, blacklist.snapshot(signer, now))
     return Export(FileKind.DELTA, current, blacklist.delta(signer, at(tx, enterprise_id, have), now))
+
+
+def revoke_token(tx: Tx, actor: Operator, enterprise_id: int, token_id: bytes) -> bool:
+    """Name an installer's token as revoked in every list file; False when it was. Raises Refused, Conflict."""
+    require(actor, Permission.BLACKLIST_CHANGE, enterprise_id)
+    known = revoked(tx, enterprise_id)
+    if token_id in known:
+        return False
+    if len(known) >= MAX_REVOKED:
+        raise Conflict(f"{MAX_REVOKED} tokens were revoked within 30 days: give the site a new authority")
+    tx.execute("DELETE FROM revoked_token WHERE enterprise_id = ? AND token_id = ?", (enterprise_id, token_id))
+    tx.execute("INSERT INTO revoked_token VALUES (?, ?, ?)", (enterprise_id, token_id, tx.now_ms))
+    subject = f"token:{token_id.hex().upper()}"
+    audit.record(tx, enterprise_id, Event.BLACKLIST_CHANGED, actor.name, subject, outcome="revoked")
+    return True
+
+
+def revoked(tx: Tx, enterprise_id: int) -> tuple[bytes, ...]:
+    """Ids of revoked tokens that might not have expired yet."""
+    sql = "SELECT token_id FROM revoked_token WHERE enterprise_id = ? AND at_ms > ? ORDER BY token_id"
+    return tuple(row[0] for row in tx.all(sql, (enterprise_id, tx.now_ms - TOKEN_MS)))
 
 
 def listing(tx: Tx, enterprise_id: int) -> list[Entry]:

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum, unique
 from typing import NamedTuple
 
-from backoffice import audit, blacklists, chips, jobs, ledger, members, outbox, reconcile
+from backoffice import audit, batches, blacklists, chips, jobs, ledger, members, outbox, reconcile
 from backoffice.audit import Event
 from backoffice.batches import WashSteps
 from backoffice.chips import CardState
@@ -23,13 +23,14 @@ from backoffice.ledger import Entry, card_account
 from backoffice.members import Member
 from backoffice.operators import Operator, Permission, require
 from backoffice.station import Desk, Office, PhaseSteps, Work, run
-from backoffice.wallet import Move, carry_out
+from backoffice.wallet import Move, carry_out, empty
 from cardlib.blacklist import ListReason
 from cardlib.errors import CardRemoved, Conflict, CryptoError, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.iso7816 import read_binary
 from cardlib.profile import AccessRights, CardKind, Holder, Purse, check_serial, load_profile
 from cardlib.purse import read_log
 from cardlib.transport import Transport
+from keymgmt.handle import KeyHandle
 from keymgmt.personalise import PersonalPlan, personalise
 from keymgmt.retire import retire
 from keymgmt.slot import SlotPlan, open_slot
@@ -413,11 +414,12 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
         if known.state not in (CardState.WASHED, CardState.IN_USE):
             raise Refused("card_used", f"card {serial.hex().upper()} is {known.state}: take another one")
         return serial
-    if office.platform_operator is None or office.initial is None:
-        raise Refused("wash", "this card is not washed: the platform washes cards first")
     chip = chip_number(new.card)
+    initial = _vendor_key(office, chip)
+    if office.platform_operator is None or initial is None:
+        raise Refused("wash", "this card is not washed: the platform washes cards first")
     job = f"chip {chip}" if chip else f"chips without number, ATR {new.card.atr.hex().upper()}"
-    steps, kcv = _ChipSteps(work, office.platform), office.initial.kcv.hex().upper()
+    steps, kcv = _ChipSteps(work, office.platform), initial.kcv.hex().upper()
     tried = steps.steps(job)
     if not may_try(tried, kcv, trusted=bool(chip)) and not was_refused(tried, kcv):
         raise CryptoError(
@@ -425,9 +427,19 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
             " --try-again with it"
         )
     serial = serial or office.next_serial(new.kind)
-    plan = WashPlan(job, serial, WASH_VERSION, _today(office), office.card_version, office.initial)
+    plan = WashPlan(job, serial, WASH_VERSION, _today(office), office.card_version, initial)
     wash(new.card, plan, office.store, steps)
     return serial
+
+
+def _vendor_key(office: Office, chip: str | None) -> KeyHandle | None:
+    """The vendor's key of a chip: from its batch where the office has the batch's key, else the one for all."""
+    if chip is not None and office.batch_key is not None:
+        with office.platform.read() as tx:
+            found = batches.of_chip(tx, chip)
+        if found is not None:
+            return found[0].transport_key(found[1], office.batch_key)
+    return office.initial
 
 
 class _ChipSteps(PhaseSteps):
@@ -624,7 +636,7 @@ def reissue(
         if work.result("replaced") is None:
             _check_replaceable(old, old_card)
         if old_card is not None and work.result("amounts") is None:
-            _take_over(office, work, old_serial, old_card, ledger.TRANSFERS)
+            _take_over(office, operator, work, old_serial, old_card, ledger.TRANSFERS)
         work.once("replaced", lambda tx: _end(tx, work, old_serial, S.REPLACED, ListReason.REPLACED))
         _platform_state(office, work, old_serial, CardState.REPLACED, "reissue")
         serial, make_official = _make(office, work, member, new, old_serial)
@@ -664,7 +676,7 @@ def cancel(
             if state not in (S.POSTED, S.ACTIVE, S.LOST):
                 raise Conflict(f"card {serial.hex().upper()} is {state}: there is nothing to cancel")
             if card is not None and work.result("amounts") is None:
-                _take_over(office, work, serial, card, account)
+                _take_over(office, operator, work, serial, card, account)
             elif card is None:
                 work.once("listed", lambda tx: _give_up(tx, work, serial, reason))
             if not _settled(office, work, serial, account):
@@ -687,11 +699,12 @@ def _check_replaceable(old: Application, old_card: Transport | None) -> None:
     raise Conflict(f"card {card} is {old.state}: it can't be reissued")
 
 
-def _take_over(office: Office, work: Work, serial: bytes, card: Transport, account: str) -> None:
+def _take_over(office: Office, operator: Operator, work: Work, serial: bytes, card: Transport, account: str) -> None:
     """Read, empty, wipe and block the old application; what it held stands in ``account`` (profile.md)."""
     desk = office.desk(work, account)
 
     def read() -> Result:
+        empty(office, operator, card, serial)
         desk.open_card(card, serial)
         access = read_binary(card, load_profile().file("access").fid)
         return {"access": access.hex(), "log": [record.encode().hex() for record in read_log(card)]}

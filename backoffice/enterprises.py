@@ -177,7 +177,7 @@ class Setting(Enum):
     RECHARGE_LIMIT_FEN = Rule(100_000, 100, 9_999_999)
     """Most of one recharge."""
     BALANCE_EXPIRES = Rule("")
-    """Date from which the purse balance is void (requirement C7)."""
+    """Last day on which purse balances are worth something (requirement C7)."""
     CANCEL_BALANCE = Rule("refund", words=("refund", "forfeit"))
     """What becomes of the balance of a cancelled card."""
     REISSUE_WAIT_MS = Rule(3 * DAY_MS, 0, 90 * DAY_MS)

@@ -31,6 +31,8 @@ SUBSIDIES = "subsidies"
 REFUNDS = "refunds"
 EXPIRED = "expired"
 TRANSFERS = "transfers"
+VOID = "void"
+"""Names, in an order, the expired balance that a chip still holds: taken off, it has left the card's account before."""
 BANK = "bank"
 
 
@@ -47,6 +49,11 @@ def takings_account(terminal: bytes, day: str) -> str:
 def cash_account(terminal: bytes, shift: str) -> str:
     """Cash in the drawer of a recharge terminal in one shift: negative is cash held."""
     return f"cash/{terminal.hex()}/{shift}"
+
+
+def expiry_id(card_serial: bytes, purse: Purse, what: str = "") -> str:
+    """Id of an entry about a purse's expired balance, or what they all begin with."""
+    return f"expiry/{card_serial.hex()}/{purse.name.lower()}/{what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,25 @@ def balance(tx: Tx, enterprise_id: int, account: str) -> int:
     return int(tx.value(sql, (enterprise_id, account)))
 
 
+def void(tx: Tx, enterprise_id: int, card_serial: bytes, purse: Purse) -> int:
+    """Expired fen that the chip still holds: moved to ``expired``, not taken off, spent or given back since."""
+    prefix = expiry_id(card_serial, purse)
+    sql = (
+        "SELECT COALESCE(-SUM(amount_fen), 0) FROM ledger_posting WHERE enterprise_id = ? AND entry_id >= ?"
+        " AND entry_id < ? AND account = ?"
+    )
+    return int(tx.value(sql, (enterprise_id, prefix, prefix + "~", card_account(card_serial, purse))))
+
+
+def voids(tx: Tx, enterprise_id: int) -> dict[str, int]:
+    """The same of every account of a card that ever had any."""
+    sql = (
+        "SELECT account, -SUM(amount_fen) FROM ledger_posting WHERE enterprise_id = ? AND entry_id >= 'expiry/'"
+        " AND entry_id < 'expiry/~' AND account >= 'card/' AND account < 'card/~' GROUP BY account"
+    )
+    return {row[0]: int(row[1]) for row in tx.execute(sql, (enterprise_id,))}
+
+
 def balances(tx: Tx, enterprise_id: int, prefix: str = "") -> dict[str, int]:
     """Sums of all accounts whose name begins with ``prefix``, in order of name."""
     sql = (
@@ -167,8 +193,14 @@ def statement(tx: Tx, enterprise_id: int, account: str, since_ms: int = 0) -> li
 
 
 def propose(tx: Tx, enterprise_id: int, proposal: Entry) -> None:
-    """Put a correction up for a second operator. Raises FormatError, NotFound when what it corrects is unknown."""
+    """Put a correction up for a second operator.
+
+    Raises FormatError, NotFound when what it corrects is unknown, Conflict when it is proposed already.
+    """
     _check(proposal)
+    sql = "SELECT operator FROM ledger_proposal WHERE enterprise_id = ? AND entry_id = ?"
+    if by := tx.value(sql, (enterprise_id, proposal.entry_id)):
+        raise Conflict(f"{proposal.entry_id} is proposed already, by {by}: another operator approves it")
     if proposal.corrects is not None:
         entry(tx, enterprise_id, proposal.corrects)
     body = cbor2.dumps([proposal.kind, proposal.at_ms, sorted(proposal.postings.items()), proposal.note])

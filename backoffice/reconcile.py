@@ -130,21 +130,25 @@ def _collected(tx: Tx, enterprise_id: int, terminal: bytes) -> tuple[str, int, i
 def reconcile(tx: Tx, enterprise_id: int) -> list[Difference]:
     """Every purse whose books differ from what its card said last, each with its causes; none are hidden."""
     books = ledger.balances(tx, enterprise_id, "card/")
-    sums = _all_sums(tx, enterprise_id)
+    sums, void = _all_sums(tx, enterprise_id), ledger.voids(tx, enterprise_id)
     rows = tx.all("SELECT * FROM purse_position WHERE enterprise_id = ?", (enterprise_id,))
     found = []
     for row in rows:
         key = row["card_serial"], Purse(row["purse"])
-        found.append(_compare(key, row, books.pop(card_account(*key), 0), sums.get(key, _Sums())))
+        account = card_account(*key)
+        found.append(_compare(key, row, books.pop(account, 0), sums.get(key, _Sums()), void.get(account, 0)))
     for account, fen in books.items():
         _, serial, purse = account.split("/")
         key = bytes.fromhex(serial), Purse[purse.upper()]
-        found.append(_compare(key, None, fen, sums.get(key, _Sums())))
+        found.append(_compare(key, None, fen, sums.get(key, _Sums()), void.get(account, 0)))
     return sorted(difference for difference in found if difference.difference_fen)
 
 
-def _compare(key: tuple[bytes, Purse], row: Row | None, books_fen: int, sums: _Sums) -> Difference:
-    """Card minus books = what is missing + what was refused - what is only in doubt - what has no record at all."""
+def _compare(key: tuple[bytes, Purse], row: Row | None, books_fen: int, sums: _Sums, void_fen: int) -> Difference:
+    """Card minus books = what is missing + what was refused - what is only in doubt - what has no record at all.
+
+    Of the last, an expired balance that the chip still holds (``void_fen``) is a cause of its own.
+    """
     outstanding, missing = 0, ""
     card_fen = sums.floating
     if row is not None:
@@ -159,7 +163,8 @@ def _compare(key: tuple[bytes, Purse], row: Row | None, books_fen: int, sums: _S
         (f"not collected yet: {missing}", outstanding if missing else 0),
         ("records that settlement refused", sums.refused),
         ("outcome in doubt", -sums.doubt),
-        ("booked without a record, as corrections are", -unrecorded),
+        ("expired, still on the chip", void_fen),
+        ("booked without a record, as corrections are", -unrecorded - void_fen),
     ):
         if fen:
             causes.append(f"{cause}: {fen} fen")
@@ -241,7 +246,7 @@ def close_day(
     ``unsettled`` (run settlement first), ``incomplete`` naming the terminals that are waited for.
     """
     require(operator, Permission.SETTLE_CLOSE, enterprise_id)
-    end_ms = _end_of(day, offset_min)
+    end_ms = end_of_day(day, offset_min)
     if tx.one("SELECT day FROM closed_day WHERE enterprise_id = ? AND day = ?", (enterprise_id, day)):
         return False
     if tx.now_ms < end_ms:
@@ -268,7 +273,8 @@ def close_day(
     return True
 
 
-def _end_of(day: str, offset_min: int) -> int:
+def end_of_day(day: str, offset_min: int = DEFAULT_OFFSET_MIN) -> int:
+    """When a day of the enterprise (YYYY-MM-DD) is over, UTC milliseconds. Raises FormatError."""
     try:
         start = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError as e:

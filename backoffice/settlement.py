@@ -14,7 +14,7 @@ from enum import StrEnum, unique
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from backoffice import ledger, registry
+from backoffice import ledger, permits, registry
 from backoffice.database import Database, Row, Tx
 from backoffice.ledger import Entry, card_account, cash_account, takings_account, transfer
 from backoffice.sequences import Chain, Move, Position, follow
@@ -193,7 +193,9 @@ def settle_cards(
         books.updates,
     )
     tx.executemany(_POSITION, books.places)
-    return Settled(books.verdicts, ledger.post(tx, enterprise_id, *books.entries))
+    posted = ledger.post(tx, enterprise_id, *books.entries)
+    permits.resolve(tx, enterprise_id, cards)
+    return Settled(books.verdicts, posted + _honour(tx, enterprise_id, cards))
 
 
 _POSITION = (
@@ -432,6 +434,9 @@ def _resolve_reuse(books: _Books, record: _Record, waiting: dict[str, _Record]) 
 def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
     """Post what the verdict asks for beyond what is booked already."""
     target = {V.POSTED: "yes", V.IN_DOUBT: "doubt"}.get(record.verdict, "no" if record.booked == "no" else "back")
+    permit = _permit(books, record)
+    if target == "doubt" and permit is not None and permit.payer == ledger.IN_DOUBT:
+        target = record.booked  # its amount has stood in doubt since before the card was asked
     if record.verdict in RETRIED or record.booked == target:
         return
     accounts = _accounts(books, record, by_id)
@@ -439,7 +444,7 @@ def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
         if record.verdict is V.POSTED:
             record.verdict, record.cause = V.UNPAIRED, "the payment that this undoes is not posted"
         return
-    giver, getter = accounts
+    giver, getter = (ledger.EXPIRED if account == ledger.VOID else account for account in accounts)
     steps = {
         ("no", "yes"): ("", giver, getter),
         ("no", "doubt"): ("/doubt", giver, ledger.IN_DOUBT),
@@ -448,18 +453,50 @@ def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
         ("yes", "back"): ("/reversed", getter, giver),
     }
     suffix, source, target_account = steps[record.booked, target]
+    proven = "yes" in (record.booked, target)
     record.booked = target
     row = record.row
     if row["amount_fen"]:
         entry_id, kind = record.record_id + suffix, record.kind.name.lower() + suffix
         books.entries.append(transfer(entry_id, kind, row["utc_ms"], source, target_account, row["amount_fen"], ACTOR))
+        if ledger.VOID in accounts and proven:
+            # It left the card's account when it expired: now the chip has followed.
+            entry_id = ledger.expiry_id(row["card_serial"], Purse(row["purse"]), f"emptied/{entry_id}")
+            pair = (getter, giver) if target == "yes" else (giver, getter)
+            books.entries.append(transfer(entry_id, "expiry_emptied", row["utc_ms"], *pair, row["amount_fen"], ACTOR))
+
+
+def _honour(tx: Tx, enterprise_id: int, cards: list[bytes]) -> int:
+    """What a till took of an expired balance all the same was honoured: it comes back from ``expired``."""
+    if not tx.one(
+        "SELECT entry_id FROM ledger_entry WHERE enterprise_id = ? AND entry_id >= 'expiry/' AND entry_id < 'expiry/~'"
+        " LIMIT 1",
+        (enterprise_id,),
+    ):
+        return 0
+    entries = []
+    for serial, purse in ((serial, purse) for serial in cards for purse in Purse):
+        void, account = ledger.void(tx, enterprise_id, serial, purse), card_account(serial, purse)
+        if void <= 0 or (books_fen := ledger.balance(tx, enterprise_id, account)) >= 0:
+            continue
+        doubt = tx.value(
+            "SELECT COALESCE(SUM(amount_fen), 0) FROM transaction_record WHERE enterprise_id = ? AND card_serial = ?"
+            " AND purse = ? AND booked = 'doubt'",
+            (enterprise_id, serial, int(purse)),
+        )
+        fen = min(void, -books_fen - doubt)
+        if fen > 0:
+            entry_id = ledger.expiry_id(serial, purse, f"spent/{tx.new_id()}")
+            entries.append(transfer(entry_id, "expiry_spent", tx.now_ms, ledger.EXPIRED, account, fen, ACTOR))
+    return ledger.post(tx, enterprise_id, *entries)
 
 
 def _accounts(books: _Books, record: _Record, by_id: dict[str, _Record]) -> tuple[str, str] | None:
     """Who gives and who gets; None when that is not known yet."""
     row = record.row
     card = card_account(row["card_serial"], Purse(row["purse"]))
-    other = _ordered(books, record)
+    permit = _permit(books, record)
+    other = permit.payer if permit else _ordered(books, record)
     if other is None and row["undo_of"]:
         other = _undone(books, record, by_id)
         if other is None:
@@ -473,6 +510,13 @@ def _accounts(books: _Books, record: _Record, by_id: dict[str, _Record]) -> tupl
     if other is None:
         other = takings_account(row["terminal"], _day(books, row))
     return (other, card) if record.kind in LOADS else (card, other)
+
+
+def _permit(books: _Books, record: _Record) -> permits.Permit | None:
+    """The host's leave for a load at a terminal."""
+    row = record.row
+    asks = record.kind in LOADS and row["request_id"] and not row["undo_of"]
+    return permits.covering(books.tx, books.enterprise_id, row) if asks else None
 
 
 def _ordered(books: _Books, record: _Record) -> str | None:

@@ -6,16 +6,18 @@ the first outcome.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from backoffice import audit, ledger
+from backoffice import audit, expiry, ledger
 from backoffice.audit import Event
 from backoffice.database import Tx
-from backoffice.enterprises import Setting, number_setting, setting
+from backoffice.enterprises import Setting, number_setting
 from backoffice.jobs import Result
 from backoffice.ledger import card_account
 from backoffice.operators import Operator, Permission, require
-from backoffice.settlement import SPENDS, day_of
+from backoffice.settlement import SPENDS
 from backoffice.station import Desk, Office, Work, run
 from cardlib.errors import FormatError, NotFound, Refused
 from cardlib.profile import Purse
@@ -104,23 +106,58 @@ def refund(
 def expire(
     office: Office, operator: Operator, card: Transport, serial: bytes, *, request_id: str | None = None
 ) -> Result:
-    """Take off what the main purse holds once the enterprise's date is over (requirement C7).
+    """Take off both purses what has expired, now that the enterprise's date is over or by `settle expire` before.
 
-    Raises Refused ``not_expired``; else as :func:`recharge`.
+    Raises Refused ``not_expired``, ``not_certain``; else as :func:`recharge`.
     """
     require(operator, Permission.WALLET_REFUND, office.enterprise_id)
     with office.db.read() as tx:
-        date = str(setting(tx, office.enterprise_id, Setting.BALANCE_EXPIRES))
-    if not date or day_of(office.now_ms(), office.offset_min) < date:
-        raise Refused("not_expired", f"balances expire on {date}" if date else "balances here do not expire")
+        over = not _void(tx, office.enterprise_id, serial)
+        if over:
+            expiry.date_over(tx, office.enterprise_id, office.offset_min)
+
+    def void(tx: Tx) -> None:
+        expiry.expire_card(tx, operator, office.enterprise_id, serial, office.offset_min)
+
+    return _empty(office, operator, card, serial, request_id, void if over else None)
+
+
+def empty(office: Office, operator: Operator, card: Transport, serial: bytes) -> None:
+    """Take off the chip what `settle expire` made void, if anything, so that what follows moves real money only.
+
+    A job of its own. Raises as :func:`recharge`.
+    """
+    with office.db.read() as tx:
+        held = _void(tx, office.enterprise_id, serial)
+    if held:
+        _empty(office, operator, card, serial, None, None)
+
+
+def _void(tx: Tx, enterprise_id: int, serial: bytes) -> int:
+    return sum(ledger.void(tx, enterprise_id, serial, purse) for purse in Purse)
+
+
+def _empty(
+    office: Office, operator: Operator, card: Transport, serial: bytes, request_id: str | None,
+    void: Callable[[Tx], None] | None,
+) -> Result:  # fmt: skip
+    def held(purse: Purse) -> Result:
+        with office.db.read() as tx:
+            fen = ledger.void(tx, office.enterprise_id, serial, purse)
+        return {"fen": min(fen, balance(card, purse))}
 
     def act(work: Work) -> Result:
-        desk = office.desk(work, ledger.EXPIRED)
+        desk = office.desk(work, ledger.VOID)
         desk.open_card(card, serial)
-        amount_fen = work.phase("amount", lambda: {"fen": balance(card, Purse.MAIN)})["fen"]
-        if not amount_fen:
-            return {"amount_fen": 0, "balance_fen": 0}
-        return _carried(work, card, desk, Move("expire", serial, Purse.MAIN, amount_fen, loads=False))
+        if void is not None:
+            work.once("expired", void)
+        taken = 0
+        for purse in Purse:
+            fen = work.phase(purse.name.lower(), partial(held, purse))["fen"]
+            if fen:
+                _carried(work, card, desk, Move("expire", serial, purse, fen, loads=False), any_state=True)
+                taken += fen
+        return {"amount_fen": taken, "balance_fen": balance(card, Purse.MAIN)}
 
     return run(office, operator, "expire", serial.hex(), {"request": request_id}, request_id, act)
 
@@ -155,14 +192,15 @@ def _do(office: Office, operator: Operator, card: Transport, move: Move, request
     }  # fmt: skip
 
     def act(work: Work) -> Result:
+        empty(office, operator, card, move.serial)
         return _carried(work, card, office.desk(work, move.account), move)
 
     return run(office, operator, move.kind, move.serial.hex(), arguments, request_id, act)
 
 
-def _carried(work: Work, card: Transport, desk: Desk, move: Move) -> Result:
+def _carried(work: Work, card: Transport, desk: Desk, move: Move, *, any_state: bool = False) -> Result:
     """Carry a move out and tell the audit log, once."""
-    done = carry_out(card, desk, move)
+    done = carry_out(card, desk, move, any_state=any_state)
 
     def tell(tx: Tx) -> None:
         audit.record(
@@ -170,7 +208,7 @@ def _carried(work: Work, card: Transport, desk: Desk, move: Move) -> Result:
             kind=move.kind, amount_fen=move.amount_fen, job=work.info.job_id,
         )  # fmt: skip
 
-    work.once("told", tell)
+    work.once(f"told {move.purse.name.lower()}", tell)
     return {"amount_fen": done.amount_fen, "balance_fen": done.balance_after_fen}
 
 

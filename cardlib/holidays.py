@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 MAX_EVENTS = 2_000
-MAX_RULES = 200
+MAX_RULES = 64
 MAX_DAYS = 3_660
 YEARS = 5
 """How far ahead terminals count."""

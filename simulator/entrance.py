@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
 import tty
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -21,6 +21,7 @@ from simulator.osdp import SimulatedReader
 from simulator.serialline import Faults, SerialLine
 
 COLORS = ("dark", "red", "green", "amber", "blue", "magenta", "cyan", "white")
+MAX_KEYS = 32
 KEYS = {"*": "\x7f", "#": "\r"}
 USAGE = "[ADDRESS] card FILE | take | verified HEX | keys DIGITS# | open | shut | tamper | whole | off | on; quit"
 
@@ -90,10 +91,9 @@ class Scene:
                 reader.present(card)
             case ["take"]:
                 reader.remove()
-            case ["verified", digits]:
-                with suppress(ValueError):
-                    reader.card(bytes.fromhex(digits))
-            case ["keys", digits]:
+            case ["verified", digits] if re.fullmatch("([0-9A-Fa-f]{2}){1,64}", digits):
+                reader.card(bytes.fromhex(digits))
+            case ["keys", digits] if len(digits) <= MAX_KEYS:
                 reader.keys("".join(KEYS.get(digit, digit) for digit in digits))
             case ["open" | "shut" as way]:
                 reader.contact(way == "open")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from cardlib.errors import CardRemoved
 from cardlib.wire import osdp
@@ -171,12 +172,11 @@ class SimulatedReader:
             return osdp.Nak(osdp.NakCode.RECORD)
         head, apdu = command.data[:1], command.data[1:]
         self._in_session = True
-        try:
-            if self._gone:
-                return osdp.Xrd(1, 2, head + b"\x01")
-            return osdp.Xrd(1, 2, head + b"\x00" + self.reader.transceive(apdu))
-        except CardRemoved:
-            return osdp.Xrd(1, 2, head + b"\x01")
+        with suppress(CardRemoved):
+            answer = b"" if self._gone else self.reader.transceive(apdu)
+            if not self._gone:
+                return osdp.Xrd(1, 2, head + b"\x00" + answer)
+        return osdp.Xrd(1, 2, head + b"\x01")
 
 
 _CAPABILITIES = tuple(

@@ -15,6 +15,7 @@ from typing import Protocol
 from cardlib.errors import OneCardError, Refused, TransportError
 from cardlib.iso7816 import read_binary, read_record, update_record
 from cardlib.profile import AccessRights, LastPassage, load_profile
+from cardlib.purse import CardSession
 from cardlib.records import PassageReport, local_when
 from cardlib.transport import Transport
 from terminals.doors import (
@@ -87,14 +88,9 @@ class Access(Terminal):
         """
         place = self._doors[door]
         with self.tap(card) as tap:
-            rights = AccessRights.decode(read_binary(tap.card, load_profile().file("access").fid))
-            info, before = tap.session.public_info, self._last_passage(tap)
-            limits = replace(
-                rights, valid_from=max(_days(info.start, rights.valid_from), default=None),
-                valid_until=min(_days(info.expiry, rights.valid_until), default=None),
-            )  # fmt: skip
+            rights, before = read_rights(tap.card, tap.session), self._last_passage(tap)
             ask = None if pin is None else lambda: self._ask_pin(tap, pin)
-            return self._pass(place, direction, tap.session.factor, limits, before, ask, tap)
+            return self._pass(place, direction, tap.session.factor, rights, before, ask, tap)
 
     def present_verified(
         self, serial: bytes, rights: AccessRights, door: int, direction: Direction, head: str
@@ -233,14 +229,19 @@ class Access(Terminal):
         """Look at every door: note what it did, lock or unlock it by the hours. Call it some times a second."""
         now_ms = self.now_ms()
         for number, place in self._doors.items():
-            place.state, events = watch(place.state, place.lock.is_open, place.rules, now_ms)
-            for event in events:
-                self.journal.note(event.value, f"door {number}")
+            self.look(number, place.lock.is_open)
             today = local_time(now_ms, place.rules.utc_offset_min).date()
             free = stands_free(place.rules, now_ms, first_seen=place.first_day == today, emergency=self._emergency)
             if free is not place.free:
                 place.free = free
                 place.lock.stand_free(free)
+
+    def look(self, door: int, contact_open: bool) -> None:
+        """Take in what a door's contact said; each change counts, also those between two calls of ``tick``."""
+        place = self._doors[door]
+        place.state, events = watch(place.state, contact_open, place.rules, self.now_ms())
+        for event in events:
+            self.journal.note(event.value, f"door {door}")
 
     def emergency(self, on: bool, operator: str) -> None:
         """Open all doors until it is called off. Raises Refused(no_operator)."""
@@ -249,6 +250,15 @@ class Access(Terminal):
         self._emergency = on
         self.journal.note("emergency", f"{'on' if on else 'off'} by {operator}")
         self.tick()
+
+
+def read_rights(card: Transport, session: CardSession) -> AccessRights:
+    """An authenticated card's rights (0019), valid only while its application is. Raises as any reading does."""
+    info, rights = session.public_info, AccessRights.decode(read_binary(card, load_profile().file("access").fid))
+    return replace(
+        rights, valid_from=max(_days(info.start, rights.valid_from), default=None),
+        valid_until=min(_days(info.expiry, rights.valid_until), default=None),
+    )  # fmt: skip
 
 
 def _days(*days: date | None) -> list[date]:

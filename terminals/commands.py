@@ -15,8 +15,9 @@ import click
 
 from cardlib.errors import ConfigError, OutcomeUnknown
 from cardlib.money import yuan
-from cardlib.sam import CardSam, SamPool
+from cardlib.sam import CardSam, IssuingSam, SamPool
 from cardlib.transport import Transport
+from cardlib.wire.osdp import BAUDS
 from console import AMOUNT, Noun, Session, pass_session
 from terminals import config
 from terminals.journal import Journal
@@ -62,7 +63,7 @@ def open_sam(session: Session, reader: str) -> CardSam:
     pin: Callable[[], bytes] | None = None
     if os.environ.get("ONECARD_SAM_PIN_FILE"):
         pin = lambda: bytes.fromhex(session.secret("sam pin"))  # noqa: E731  # asked for when the SAM is opened
-    return CardSam(session.open_card(reader), pin)
+    return IssuingSam(session.open_card(reader), pin)  # it can prove a control key, which only an issuing SAM holds
 
 
 def open_home(session: Session, sam_reader: str, options: dict[str, Any]) -> Home:
@@ -88,9 +89,15 @@ T = TypeVar("T", bound=Terminal)
 
 
 def _open(
-    session: Session, file: Path, reader: str, make: Callable[[config.Kind], type[T]], screen: Screen | None = None
+    session: Session,
+    file: Path,
+    reader: str,
+    make: Callable[[config.Kind], type[T]],
+    screen: Screen | None = None,
+    *,
+    online: bool = False,
 ) -> T:
-    """A terminal of the class that ``make`` has for the file's kind, with its SAM, journal and list."""
+    """A terminal of the class that ``make`` has for the file's kind, with SAM, journal, list, ``online`` its line."""
     session.refuse_dry_run("a terminal and its SAM can't be tried out")
     settings = config.load(file)
     made = make(settings.kind)
@@ -102,16 +109,21 @@ def _open(
     shown = screen or ConsoleScreen(sys.stderr, "en")
     opened = [sam]  # one that fails is opened anew: it may only have been seated badly
     sams = session.keep(SamPool([lambda: opened.pop() if opened else open_sam(session, reader)], SAM_RETRY_MS))
-    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown)
+    office = None
+    if online and settings.office_url:
+        from terminals.station import open_office  # noqa: PLC0415  # most verbs need no line
+
+        office = open_office(session, settings, sam.info(), journal)
+    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown, office)
 
 
-def _open_pos(session: Session, file: Path, reader: str) -> Pos:
+def _open_pos(session: Session, file: Path, reader: str, *, online: bool = False) -> Pos:
     def make(kind: config.Kind) -> type[Pos]:
         if kind is not config.Kind.POS:
             raise ConfigError(f"{file} describes a terminal of kind {kind.value}, not a POS")
         return Pos
 
-    return _open(session, file, reader, make)
+    return _open(session, file, reader, make, online=online)
 
 
 def _open_any(session: Session, file: Path, reader: str) -> Terminal:
@@ -157,13 +169,14 @@ def pay(session: Session, amount: int, file: Path, sam_reader: str) -> None:
 
 
 @command.command()
+@click.option("--online", is_flag=True, help="By the office over the line, for a payment whose proof was lost.")
 @terminal_file
 @sam_reader
 @pass_session
-def undo(session: Session, file: Path, sam_reader: str) -> None:
-    """Give the last payment of this terminal back to its card, by the terminal's SAM."""
-    pos = _open_pos(session, file, sam_reader)
-    _present(session, pos.undo_last, session.request_id)
+def undo(session: Session, online: bool, file: Path, sam_reader: str) -> None:
+    """Give the last payment of this terminal back to its card, by the terminal's SAM or the office."""
+    pos = _open_pos(session, file, sam_reader, online=online)
+    _present(session, lambda card: pos.undo_last(card, online=online), session.request_id)
 
 
 @command.command("shift")
@@ -174,11 +187,11 @@ def undo(session: Session, file: Path, sam_reader: str) -> None:
 @pass_session
 def shift_command(session: Session, action: str, cashier: str, file: Path, sam_reader: str) -> None:
     """Open or close a shift, or show its totals so far."""
-    pos = _open_pos(session, file, sam_reader)
+    terminal = _open_any(session, file, sam_reader)
     if action == "open":
-        session.emit({"shift": pos.open_shift(cashier or session.operator)})
+        session.emit({"shift": terminal.open_shift(cashier or session.operator)})
     else:
-        session.emit(pos.totals() if action == "totals" else pos.close_shift())
+        session.emit(terminal.totals() if action == "totals" else terminal.close_shift())
 
 
 @command.command("take-list")
@@ -288,10 +301,39 @@ def run_command(
     if file is None or line["link"] or line["link_pty"]:
         raise ConfigError("give --terminal FILE, or --home FOLDER for a terminal with an installer's line")
 
-    def make(kind: config.Kind) -> type[Terminal]:
-        if kind in posts.ELSEWHERE:
-            raise ConfigError(f"{file}: {posts.ELSEWHERE[kind]}")
-        return posts.KINDS[kind]
-
-    terminal = _open(session, file, sam_reader, make, run.Screen(station.stream, language))
+    screen = run.Screen(station.stream, language)
+    terminal = _open(session, file, sam_reader, posts.KINDS.__getitem__, screen, online=True)
     station.run(terminal, station.post(terminal))
+
+
+@command.command()
+@click.option("--port", required=True, help="The OSDP line: a serial port or URL.")
+@click.option(
+    "--baud", type=click.Choice([str(baud) for baud in BAUDS]), default="9600", show_default=True, help="On it."
+)
+@click.option("--address", type=click.IntRange(0, 126), required=True, help="Its address on the line.")
+@click.option("--language", type=click.Choice(["zh", "en"]), default="zh", show_default=True, help="Of the screen.")
+@sam_reader
+@pass_session
+def head(session: Session, port: str, baud: str, address: int, language: str, sam_reader: str) -> None:
+    """Be a reader head: verify cards in --reader by the SAM, report them to the door terminal at the other end.
+
+    Its key stands in the file named by ONECARD_SCBK_FILE. Lines present cards as with `onecard terminal run`.
+    """
+    from cardlib.serialport import SerialPort  # noqa: PLC0415  # the other verbs need no line
+    from cardlib.wire.osdp_secure import read_keys  # noqa: PLC0415  # likewise
+    from terminals import run  # noqa: PLC0415  # likewise
+    from terminals.head import Head, serve  # noqa: PLC0415  # likewise
+    from terminals.osdp import Lasting  # noqa: PLC0415  # likewise
+    from terminals.station import at_hand  # noqa: PLC0415  # likewise
+
+    session.refuse_dry_run("a reader head is at the line or not")
+    key = read_keys(session.secret_lines("scbk")).get(address)
+    if key is None:
+        raise ConfigError(f"no SCBK for OSDP address {address}: add it to the file named by ONECARD_SCBK_FILE")
+    screen = ConsoleScreen(sys.stdout, language)
+    sams = session.keep(SamPool([lambda: open_sam(session, sam_reader)], SAM_RETRY_MS))
+    one = Head(address, key, sams, secrets.token_bytes, screen, click.echo)
+    line = session.keep(Lasting(lambda: SerialPort(port, int(baud))))
+    reader = session.watch()
+    serve(one, line, run.Keyboard(sys.stdin.fileno()), at_hand(session, reader), reader, session.note)

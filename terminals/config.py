@@ -32,6 +32,14 @@ code = "101"
 name = "rice"
 price_fen = 150
 
+[till]                          # pos: printer and cash register
+printer = "/dev/usb/lp0"
+register_port = 4567
+
+[[operator]]                    # pos: who opens and closes shifts, with his card and its PIN
+name = "zhang"
+card = "0202000000000107"
+
 holidays = [2026-10-01]         # access, above all sections: these days have the hours named holiday
 holidays_file = "holidays.ics"  # access: an iCalendar file of such days
 
@@ -58,6 +66,11 @@ heads = [7]                     # readers with a SAM of their own
 [punches]                       # attendance
 mode = "hours"                  # key | hours | pair
 coming = 1
+
+[desk]                          # issuing
+readers = ["pcsc:ACS 1"]        # beside --reader
+labels = "labels.txt"
+pin_sheet = "pins.csv"
 """
 
 from __future__ import annotations
@@ -76,6 +89,7 @@ from cardlib.errors import ConfigError
 from cardlib.wire.osdp import BAUDS
 from terminals.attendance import Mode, PunchRules
 from terminals.doors import AntiPassback, DoorRules, Hardware, Hours, OsdpLine, Week
+from terminals.issuing import DeskRules
 from terminals.policy import DAY_MS, MAX_AMOUNT_FEN, PurseOrder, Rules
 from terminals.prices import GROUPS, MAX_ITEMS, MAX_PERCENT, MAX_PERIODS, Item, Period, Prices
 
@@ -94,11 +108,27 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TillRules:
+    """What stands around a POS. With ``operators`` (card serial → name) only they open and close shifts.
+
+    A cash register is listened to on ``register_port`` of this machine and on the serial port ``register_serial``.
+    """
+
+    printer: str = ""
+    register_port: int | None = None
+    register_serial: str = ""
+    register_baud: int = 9_600
+    register_wait_s: int = 120
+    operators: Mapping[bytes, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class TerminalConfig:
     """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
 
+    ``office_url`` is where the back office is asked, ``office_ca`` the file of who vouches for its certificate.
     ``doors`` by number are an access terminal's, with ``hardware`` where they hang on the line ``osdp``; ``punches``
-    are an attendance terminal's.
+    are an attendance terminal's, ``desk`` is an issuing terminal's.
     """
 
     version: int
@@ -111,6 +141,8 @@ class TerminalConfig:
     utc_offset_min: int = 480
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
+    office_url: str = ""
+    office_ca: Path | None = None
     holidays: frozenset[date] = frozenset()
     holidays_file: Path | None = None
     rules: Rules = field(default_factory=lambda: Rules(0))
@@ -118,6 +150,8 @@ class TerminalConfig:
     hardware: Mapping[int, Hardware] = field(default_factory=dict)
     osdp: OsdpLine | None = None
     punches: PunchRules = field(default_factory=PunchRules)
+    till: TillRules = field(default_factory=TillRules)
+    desk: DeskRules = field(default_factory=DeskRules)
 
 
 _RANGES: dict[str, tuple[int, int]] = {
@@ -145,6 +179,9 @@ _RANGES: dict[str, tuple[int, int]] = {
     "timed_step_s": (1, 86_400),
     "times": (1, 255),
     "discount": (0, MAX_PERCENT),
+    "register_port": (1, 65_535),
+    "register_baud": (1_200, 921_600),
+    "register_wait_s": (1, 3_600),
     "baud": (BAUDS[0], BAUDS[-1]),
     **dict.fromkeys(("reader_in", "reader_out", "door_device", "heads"), (0, 126)),
     **dict.fromkeys(("lock_output", "contact_input"), (0, 255)),
@@ -153,13 +190,13 @@ _FEN = (0, MAX_AMOUNT_FEN)
 _INHERITED = {"enterprise_id", "utc_offset_min", "prices"}  # a rule's copy of what stands elsewhere
 _ENUMS: dict[str, type[Enum]] = {"PurseOrder": PurseOrder, "Kind": Kind, "AntiPassback": AntiPassback, "Mode": Mode}
 _SECTIONS: dict[Kind, tuple[str, ...]] = {
-    Kind.POS: ("rules", "prices", "discounts", "period", "menu"),
+    Kind.POS: ("rules", "prices", "discounts", "period", "menu", "till", "operator"),
     Kind.ACCESS: ("weeks", "doors", "osdp"),
     Kind.ATTENDANCE: ("weeks", "punches"),
     Kind.RECHARGE: ("rules",),
-    Kind.ISSUING: (),
+    Kind.ISSUING: ("desk",),
 }
-_OWN_SECTIONS = {"rules", "doors", "hardware", "osdp", "punches"}
+_OWN_SECTIONS = {"rules", "doors", "hardware", "osdp", "punches", "till", "desk"}
 _HOLIDAYS = {"holidays", "holidays_file"}
 _NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
 """Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
@@ -168,9 +205,11 @@ _HOURS = r"([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)"
 _PRICES = ("refuse_outside", "unit_fen", "timed_fen", "timed_step_s")
 _PERIOD = {"name": "str", "from": "clock", "until": "clock", "price_fen": "int", "times": "int", "limit_fen": "int"}
 _ITEM = {"code": "code", "name": "str", "price_fen": "int"}
-_OPTIONAL = {"period": {"price_fen", "times", "limit_fen"}, "menu": set[str]()}
+_OPERATOR = {"name": "str", "card": "serial"}
+_OPTIONAL = {"period": {"price_fen", "times", "limit_fen"}, "menu": set[str](), "operator": set[str]()}
 _GROUP_KEYS = {str(group): group for group in range(GROUPS)}
 MAX_NAME = 32
+MAX_OPERATORS = 200
 
 
 def _settings(section: str) -> dict[str, Field[Any]]:
@@ -181,8 +220,10 @@ def _settings(section: str) -> dict[str, Field[Any]]:
         return {one.name: one for one in fields(Prices) if one.name in _PRICES}
     owners: dict[str, tuple[type[Any], ...]] = {
         "rules": (Rules,), "doors": (DoorRules, Hardware), "osdp": (OsdpLine,), "punches": (PunchRules,),
+        "till": (TillRules,),
+        "desk": (DeskRules,),
     }  # fmt: skip
-    others = _INHERITED | {"door", "schedules", "holidays"}  # the section's number, all weeks, the top's
+    others = _INHERITED | {"door", "schedules", "holidays", "operators"}  # the section's number, what others say
     return {one.name: one for owner in owners[section] for one in fields(owner) if one.name not in others}
 
 
@@ -237,6 +278,8 @@ def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | No
     """One TOML value as its field wants it. Raises ValueError saying what belongs there."""
     if name == "groups" or kind.startswith("frozenset"):
         return _convert_list(name, kind, value)
+    if kind == "tuple[str, ...]":
+        return tuple(str(_convert(name, "str", one)) for one in _list(value, "texts"))
     if kind.startswith("Week"):
         if type(value) is not int or value not in (weeks or {}):
             raise ValueError(f"the number of a section [weeks.N] belongs here, not {value!r}")
@@ -427,6 +470,10 @@ def _entry_value(key: str, wanted: Mapping[str, str], entry: Mapping[str, object
         if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):
             raise ValueError(f"a time like 06:30 belongs here, not {value!r}")
         return int(value[:2]) * 60 + int(value[3:])
+    if kind == "serial":
+        if not re.fullmatch(r"[0-9a-fA-F]{16}", value):
+            raise ValueError("a card's serial of 16 hexadecimal digits belongs here")
+        return value.upper()
     if kind == "code" and not re.fullmatch(r"[0-9A-Za-z]{1,16}", value):
         raise ValueError("1 to 16 digits and letters belong here")
     if not value.strip() or len(value) > MAX_NAME or not value.isprintable():
@@ -503,6 +550,14 @@ def _prices(name: str, text: str, table: dict[str, Any]) -> Prices:
     )  # fmt: skip
 
 
+def _till(name: str, text: str, table: dict[str, Any]) -> TillRules:
+    operators = _entries(name, text, table, "operator", _OPERATOR, MAX_OPERATORS)
+    for key in _OPERATOR:
+        _unlike(name, text, "operator", key, operators)
+    values = _read(name, text, "till", _section(name, text, table, "till"))
+    return TillRules(**values, operators={bytes.fromhex(one["card"]): one["name"] for one in operators})
+
+
 def parse(text: str, name: str = "configuration") -> TerminalConfig:
     """Parse a configuration. Raises ConfigError with name, line and what belongs there."""
     try:
@@ -530,7 +585,10 @@ def parse(text: str, name: str = "configuration") -> TerminalConfig:
         return TerminalConfig(**top, rules=_top_rules(top), doors=doors, hardware=hardware, osdp=osdp)
     if kind is Kind.ATTENDANCE:
         return TerminalConfig(**top, rules=_top_rules(top), punches=_punches(name, text, sections, top, weeks))
-    return TerminalConfig(**top, rules=_rules(name, text, sections, top))
+    if kind is Kind.ISSUING:
+        desk = DeskRules(**_read(name, text, "desk", _section(name, text, sections, "desk")))
+        return TerminalConfig(**top, rules=_top_rules(top), desk=desk)
+    return TerminalConfig(**top, rules=_rules(name, text, sections, top), till=_till(name, text, sections))
 
 
 def _top_rules(top: dict[str, Any]) -> Rules:
@@ -556,6 +614,8 @@ def _schema_of(name: str, kind: str) -> dict[str, Any]:
         return {"type": "string", "format": "date"}
     if options := _ENUMS.get(kind):
         return {"type": "string", "enum": [option.value for option in options]}
+    if kind == "tuple[str, ...]":
+        return {"type": "array", "items": {"type": "string"}}
     others: dict[str, dict[str, Any]] = {
         "bool": {"type": "boolean"},
         "Path": {"type": "string", "minLength": 1},
@@ -580,6 +640,7 @@ def _schema_list(section: str, wanted: Mapping[str, str], limit: int) -> dict[st
         "str": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
         "clock": {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"},
         "code": {"type": "string", "pattern": "^[0-9A-Za-z]{1,16}$"},
+        "serial": {"type": "string", "pattern": "^[0-9a-fA-F]{16}$"},
     }
     entry = {
         "type": "object",
@@ -593,6 +654,7 @@ def _schema_list(section: str, wanted: Mapping[str, str], limit: int) -> dict[st
 _LISTED: dict[str, dict[str, Any]] = {
     "period": _schema_list("period", _PERIOD, MAX_PERIODS),
     "menu": _schema_list("menu", _ITEM, MAX_ITEMS),
+    "operator": _schema_list("operator", _OPERATOR, MAX_OPERATORS),
     "discounts": {
         "type": "object",
         "properties": dict.fromkeys(_GROUP_KEYS, _schema_of("discount", "int")),
@@ -640,14 +702,17 @@ def load(path: Path) -> TerminalConfig:
         raise ConfigError(f"{path} can't be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: byte {e.start} is no UTF-8") from e
-    return config if config.holidays_file is None else _with_holidays(config, config.holidays_file)
+    return with_holidays(config)
 
 
-def _with_holidays(config: TerminalConfig, path: Path) -> TerminalConfig:
-    """The holidays of an iCalendar file too, from yesterday on; a terminal starts more often than it ends."""
+def with_holidays(config: TerminalConfig) -> TerminalConfig:
+    """With the days of its holidays file, from yesterday on. Raises ConfigError when that can't be used."""
     from cardlib.holidays import YEARS, read  # noqa: PLC0415  # heavy, and few have such a file
 
+    if config.holidays_file is None:
+        return config
     today = datetime.now(UTC).date()
-    found = config.holidays | read(path, today - timedelta(1), today.replace(year=today.year + YEARS, day=1))
+    last = today.replace(year=today.year + YEARS, day=1)
+    found = config.holidays | read(config.holidays_file, today - timedelta(1), last)
     doors = {number: replace(rules, holidays=found) for number, rules in config.doors.items()}
     return replace(config, holidays=found, doors=doors)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cardlib.crypto.noise import Handshake, Pattern, Session, fingerprint
 from cardlib.crypto.sealing import hkdf
+from cardlib.crypto.signing import verify
 from cardlib.errors import Conflict, CryptoError, DatabaseError, FormatError, MacMismatch, OneCardError, Refused
 from cardlib.wire import cbor, smp
-from cardlib.wire.authority import Token
+from cardlib.wire.authority import Token, second_message
 from cardlib.wire.link import BAUDS, MAX_BODY, HelloAnswer, prologue
 from cardlib.wire.smp import Group, Message, Rc
 from terminals.link import Busy
@@ -101,6 +102,7 @@ class _Open:
     session: Session
     token: Token
     since_s: float
+    second: dict[str, Token | None] = field(default_factory=dict)
 
 
 class Guard:
@@ -189,7 +191,9 @@ class Guard:
     def _perform(self, request: Message, token: Token) -> Message:
         def act() -> dict[Any, Any]:
             self._check(token)
+            self.host.second = self._second
             own = {
+                smp.SECOND: ("", self._allow),
                 smp.PAIRING_CODE: ("pair", self._new_code),
                 smp.AUTHORITY: ("provision", self._pin_authority),
                 smp.SPEED: ("", self._speed),
@@ -277,15 +281,40 @@ class Guard:
         self._pending = _Open(handshake.split(), token, self._clock())
         return {0: answer}
 
-    def _token(self, raw: bytes, public: bytes) -> Token:
+    def _token(self, raw: bytes, public: bytes | None) -> Token:
         authority = bytes.fromhex(self.pairing.state.authority) or None
         token = Token.decode(raw, authority)
-        if token.x25519 != public:
+        if public is not None and token.x25519 != public:
             raise Refused("token", "the token is another installer's")
         self._check(token)
         return token
 
     # --- the door's own commands -----------------------------------------------------------------------------
+
+    def _allow(self, payload: dict[Any, Any]) -> dict[Any, Any]:
+        """A second operator allows one act of a verb in this session: his token, and his signature over the session."""
+        raw, verb, signature = cbor.fields(payload, "second operator", {0: bytes, 1: str, 2: bytes})
+        if not self.pairing.state.authority:
+            raise Refused("authority", "this terminal has no authority yet, which vouches for both operators")
+        current = self._current
+        assert current is not None  # only asked for inside a session
+        second = self._token(raw, None)
+        if second.x25519 == current.token.x25519 or second.ed25519 == current.token.ed25519:
+            raise Refused("second_operator", "the second operator must be another one than the first")
+        if verb not in second.verbs:
+            raise Refused("verb", f"the token of {second.name} does not allow {verb}")
+        verify(second.ed25519, second_message(current.session.hash, verb), signature)
+        current.second.setdefault(verb, second)  # once: what was used up stays so
+        return {}
+
+    def _second(self, verb: str) -> Token:
+        """The second operator who allowed an act of a verb, used up by this. Raises Refused."""
+        second = self._current.second.get(verb) if self._current else None
+        if second is None or self._current is None:
+            raise Refused("second_operator", f"this takes a second operator's token with verb {verb}")
+        self._check(second)
+        self._current.second[verb] = None
+        return second
 
     def _new_code(self, payload: dict[Any, Any]) -> dict[Any, Any]:
         (code,) = cbor.fields(payload, "pairing code", {0: str})

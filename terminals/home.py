@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from cardlib.crypto.noise import StaticKey, fingerprint
 from cardlib.crypto.signing import SigningKey
-from cardlib.errors import ConfigError, Conflict, OneCardError, TransportError
+from cardlib.errors import ConfigError, Conflict, OneCardError, Refused, TransportError
 from cardlib.profile import Purpose
 from cardlib.sam import CardSam, SamInfo, SamPool
 from cardlib.transport import Transport
@@ -32,9 +32,10 @@ from terminals.posts.base import Post
 from terminals.runtime import Terminal
 from terminals.screen import Notice, Say, Screen
 from terminals.services import ConfigStore, FileStore, Host
+from terminals.software import Firmware, ReaderKeys
 
 MAX_FILE = 1 << 24
-FILES = frozenset({"config", "list", "firmware"})
+FILES = frozenset({"config", "list", "firmware", "keys"})
 SOFTWARE = "0.1.0"
 TIMER_S = 0.005
 """How often a line is looked at while an answer waits for its moment, or where its port can't be waited for."""
@@ -57,6 +58,11 @@ class Made:
 
     def __repr__(self) -> str:
         return f"<Made {self.serial}>"
+
+    @property
+    def sam_info(self) -> SamInfo:
+        """Who its SAM is."""
+        return SamInfo(bytes.fromhex(self.sam), bytes.fromhex(self.terminal), self.enterprise)
 
     @classmethod
     def at(cls, folder: Path, serial: str, model: str, sam: SamInfo | None, enterprise_id: int) -> Self:
@@ -108,7 +114,7 @@ class HomeClock:
     """The computer's clock and a difference, which outlives a restart."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._back = path, path.with_name(path.name + ".back")
         self._off_ms = int(path.read_text()) if path.exists() else 0
 
     def now_ms(self) -> int:
@@ -118,6 +124,18 @@ class HomeClock:
     def set_ms(self, utc_ms: int) -> None:
         """Set it."""
         self.set_off(utc_ms - time.time_ns() // 1_000_000)
+
+    @property
+    def back(self) -> bool:
+        """See ``terminals.services.Clock``."""
+        return self._back.exists()
+
+    @back.setter
+    def back(self, back: bool) -> None:
+        if back:
+            replace_file(self._back, b"")
+        else:
+            self._back.unlink(missing_ok=True)
 
     def set_off(self, off_ms: int) -> None:
         """Be so much ahead of the computer."""
@@ -161,11 +179,20 @@ class Home:
         self.lists = TerminalLists(self.folder / "list.db", made.enterprise, root_key, self.journal)
         self.trouble = self.trouble or self.lists.trouble
         self._etag = settings.etag
+        firmware = Firmware(self.folder / "firmware", (made.serial, made.model))
+        keys = ReaderKeys(self.folder, made.serial, lambda: bytes.fromhex(made.x25519))
+        try:
+            if authority:
+                keys.open(authority)
+        except OneCardError as e:
+            self.trouble = self.trouble or f"the readers' keys are not used: {e}"
+        software = f"{SOFTWARE}, firmware {firmware.current}" if firmware.current else SOFTWARE
         self.host = Host(
-            made.serial, made.model, SOFTWARE, self.clock, FileStore(self.folder / "files", MAX_FILE, FILES),
+            made.serial, made.model, software, self.clock, FileStore(self.folder / "files", MAX_FILE, FILES),
             self.static, SigningKey(bytes.fromhex(made.ed25519)), self.journal, self.lists, settings,
             lambda: bytes.fromhex(pairing.state.authority), self.site, tests=self.tests, reset=self._reset,
             sam=self._sam if self.sams else None, keep_ms=self.config.keep_ms if self.config else None,
+            firmware=firmware, reader_keys=keys,
         )  # fmt: skip
 
     config: TerminalConfig | None
@@ -290,7 +317,7 @@ class Unit:
         if home.config is not None:
             try:
                 return self._make_post(home.config, home)
-            except (ConfigError, Conflict, TransportError) as e:
+            except (ConfigError, Conflict, Refused, TransportError) as e:
                 self._note(str(e))
         nothing = TerminalConfig(0, Kind.POS, home.made.enterprise, home.journal.path, home.folder, bytes(32))
         waiting = Terminal(

@@ -16,16 +16,20 @@ from typing import Any
 import click
 
 from cardlib.crypto.noise import StaticKey
-from cardlib.crypto.sealing import Argon2Params, argon2id, seal, unseal
+from cardlib.crypto.sealing import Argon2Params, argon2id, seal, seal_to, unseal
 from cardlib.crypto.signing import SigningKey
 from cardlib.errors import ConfigError, DatabaseError, FormatError, NotFound
+from cardlib.wire import cbor
 from cardlib.wire.authority import SignedFile, Token
 from console import Hex, Noun, Session, pass_session, require_new, write_new
 from keymgmt import store
 from terminals import config
 from terminals.installer import Installer
+from terminals.software import keys_aad, scbks
 
-VERBS = ("provision", "param", "clock", "push", "collect", "diagnose", "pair")
+VERBS = ("provision", "param", "clock", "push", "collect", "diagnose", "pair", "keys")
+USUAL = VERBS[:-1]
+"""What a token allows when nothing is said; keys must be named."""
 FILE = click.Path(path_type=Path, dir_okay=False)
 identity_file = click.option(
     "--identity", type=FILE, required=True, envvar="ONECARD_IDENTITY", help="The installer's key file."
@@ -124,10 +128,10 @@ class Identity:
         replace_file(path, json.dumps(read_json(path) | {serial: public.hex()}, indent=1).encode())
 
 
-def load_identity(session: Session, path: Path) -> Identity:
+def load_identity(session: Session, path: Path, whose: str = "identity") -> Identity:
     """Ask for the passphrase and open an identity. Raises NotFound, FormatError, MacMismatch."""
     token_path = beside(path, ".token")
-    private = _read_key(path, "identity", 64, session.secret("identity passphrase"))
+    private = _read_key(path, "identity", 64, session.secret(f"{whose} passphrase"))
     if not token_path.exists():
         raise NotFound(f"{token_path} is not there: give {beside(path, '.request')} to the authority for a token")
     raw = read_file(token_path, 1024)
@@ -200,7 +204,9 @@ def authority_make(session: Session, file: Path) -> None:
 @authority.command("token")
 @click.argument("request", type=FILE)
 @click.option("--site", "sites", multiple=True, required=True, help="Where it holds; may be repeated.")
-@click.option("--verb", "verbs", multiple=True, type=click.Choice(VERBS), help="What it allows; all when none.")
+@click.option(
+    "--verb", "verbs", multiple=True, type=click.Choice(VERBS), help="What it allows; all but keys when none."
+)
 @click.option("--days", type=click.IntRange(1, 30), default=30, show_default=True, help="How long it lasts.")
 @authority_file
 @pass_session
@@ -215,7 +221,7 @@ def authority_token(
         raise FormatError(f"{request} is no installer's request") from e
     start = now_ms()
     token = Token(
-        x25519, ed25519, name, sites, verbs or VERBS, start, start + days * DAY_MS, secrets.token_bytes(8)
+        x25519, ed25519, name, sites, verbs or USUAL, start, start + days * DAY_MS, secrets.token_bytes(8)
     )  # fmt: skip
     raw, target = token.encode(load_authority(session, authority)), request.with_suffix(".token")
     if not session.dry_run:
@@ -242,6 +248,58 @@ def authority_config(
         write_new(target, raw)
     data = {"file": target, "serial": serial, "version": settings.version}
     session.emit(data, f"{target}: configuration {settings.version} for {serial}")
+
+
+def _sign(
+    session: Session, target: Path, kind: str, name: str, version: int, body: bytes, authority: Path
+) -> None:  # fmt: skip
+    raw = SignedFile(kind, name, version, now_ms(), body).encode(load_authority(session, authority))
+    if not session.dry_run:
+        write_new(target, raw)
+    session.emit({"file": target, "for": name, "version": version}, f"{target}: {kind} {version} for {name}")
+
+
+VERSION = click.option("--version", type=click.IntRange(1, 2**31 - 1), required=True, help="Must grow.")
+
+
+@authority.command("firmware")
+@click.argument("source", type=FILE)
+@click.argument("target", type=FILE)
+@click.option("--for", "name", required=True, help="Model of terminals, or serial of the one, that may take it.")
+@VERSION
+@authority_file
+@pass_session
+def authority_firmware(
+    session: Session, source: Path, target: Path, name: str, version: int, authority: Path
+) -> None:  # fmt: skip
+    """Sign firmware or application SOURCE for a model of terminals into new file TARGET."""
+    _sign(session, target, "firmware", name, version, read_file(source), authority)
+
+
+@authority.command("keys")
+@click.argument("source", type=FILE)
+@click.argument("target", type=FILE)
+@click.option("--serial", required=True, help="Of the one terminal that may take them.")
+@click.option("--x25519", type=Hex(32), required=True, help="That terminal's public key, as terminal info shows it.")
+@VERSION
+@authority_file
+@pass_session
+def authority_keys(
+    session: Session, source: Path, target: Path, serial: str, x25519: bytes, version: int, authority: Path
+) -> None:  # fmt: skip
+    """Seal the keys of OSDP readers in SOURCE (lines of address and 32 hex digits) for one terminal into new TARGET.
+
+    Only that terminal opens them, and only with two operators; SOURCE is needed no longer.
+    """
+    try:
+        lines = map(str.split, read_file(source).decode().splitlines())
+        keys = {int(address): bytes.fromhex(key) for address, key in lines}
+    except ValueError:
+        raise FormatError(f"{source} has lines that are no address and 32 hexadecimal digits") from None  # shows a key
+    plain = cbor.encode({1: keys})
+    scbks(plain)
+    sealed = seal_to(x25519, plain, keys_aad(serial, version), secrets.token_bytes)
+    _sign(session, target, "keys", serial, version, sealed, authority)
 
 
 def public_key(path: Path) -> bytes:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cardlib.crypto.noise import Handshake, Pattern, Session, StaticKey, fingerprint
-from cardlib.crypto.signing import verify
+from cardlib.crypto.signing import SigningKey, verify
 from cardlib.errors import CheckFailed, CryptoError, DatabaseError, FormatError, Refused, TransportError
 from cardlib.records import JournalEntry, JournalFile, genesis
 from cardlib.wire import cbor, smp
+from cardlib.wire.authority import second_message
 from cardlib.wire.link import prologue
 from cardlib.wire.smp import Command, Message
 from terminals.guard import KK_FIRST, SESSION_S, XX_FIRST, XX_LAST, pairing_key
@@ -153,6 +154,13 @@ class Client:
         """Change the line's speed; returns the one in force: the former one when the new one does not work."""
         self.request(smp.SPEED, {0: baud})
         return self.master.confirm_baud(self.address, baud)
+
+    def allow(self, token: bytes, signing: SigningKey, verb: str) -> None:
+        """A second operator allows one act of a verb in this session. Raises Refused, SessionEnded."""
+        if self._session is None:
+            raise SessionEnded(f"terminal {self.serial}: there is no session yet")
+        signature = signing.sign(second_message(self._session.hash, verb))
+        self.request(smp.SECOND, {0: token, 1: verb, 2: signature})
 
     def set_clock(self, utc_ms: int) -> None:
         """Set the terminal's clock. Raises Refused("clock_back")."""

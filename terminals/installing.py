@@ -20,7 +20,7 @@ from cardlib.errors import CheckFailed, ConfigError, Conflict, LineTimeout, NotF
 from cardlib.records import JournalFile
 from cardlib.serialport import SerialPort, ports
 from cardlib.wire import cbor, smp
-from cardlib.wire.authority import FILE_MAGIC
+from cardlib.wire.authority import kind_of
 from cardlib.wire.link import HelloAnswer, label_text, parse_label
 from console import Noun, Session, pass_session
 from terminals.identity import (
@@ -88,6 +88,11 @@ def way(function: Callable[..., None]) -> Callable[..., None]:
     for option in [*reversed(options)]:
         wrapped = option(wrapped)
     return wrapped
+
+
+second_file = click.option(
+    "--second", type=click.Path(path_type=Path, dir_okay=False), help="A second operator's key file, with its token."
+)
 
 
 def _found(session: Session, where: Where) -> tuple[Master, dict[str, tuple[int, HelloAnswer]]]:
@@ -363,15 +368,21 @@ def pair(session: Session, label: str, identity: Path, where: Where) -> None:
 
 @command.command()
 @identity_file
+@second_file
 @way
 @pass_session
-def clock(session: Session, identity: Path, where: Where) -> None:
-    """Show how far the terminal's clock is off, then set it; --dry-run only shows."""
+def clock(session: Session, identity: Path, second: Path | None, where: Where) -> None:
+    """Show how far the terminal's clock is off, then set it; --dry-run only shows.
+
+    Before its newest record takes --second, and payments are refused until a newer list or configuration comes.
+    """
     who = load_identity(session, identity)
     client = open_session(connect(session, where), who)
     drift = terminal_ms(client) - now_ms()
     session.note(f"the clock of {client.serial} is {drift_words(drift)}")
     if not session.dry_run:
+        if second:
+            _allow(session, client, second, "clock")
         client.set_clock(now_ms())
     after = terminal_ms(client) - now_ms()
     words = f"{client.serial}: was {drift_words(drift)}, is {drift_words(after)}"
@@ -384,19 +395,75 @@ def clock(session: Session, identity: Path, where: Where) -> None:
 @way
 @pass_session
 def push(session: Session, file: Path, identity: Path, where: Where) -> None:
-    """Send FILE (a signed configuration, a list or its certificate) and put it in force; goes on after a cut."""
+    """Send FILE (a signed configuration or firmware, a list or its certificate) and put it in force.
+
+    Goes on after a cut.
+    """
     session.refuse_dry_run("a file is sent or not; terminal param shows what a configuration changes")
     raw = read_file(file)
     who = load_identity(session, identity)
     client = open_session(connect(session, where), who)
-    if raw.startswith(FILE_MAGIC):
-        payload, version, _ = config_changes(session, client, raw)
-        client.request(smp.CONFIG_APPLY, payload)
-        kind = "configuration"
-    else:
-        kind, version = "list", push_list(session, client, raw)
+    match kind_of(raw):
+        case "config":
+            payload, version, _ = config_changes(session, client, raw)
+            client.request(smp.CONFIG_APPLY, payload)
+            kind = "configuration"
+        case "firmware":
+            digest = upload(session, client, "firmware", raw)
+            kind, (version, _) = "firmware", _firmware(client.request(smp.FIRMWARE_TAKE, {0: digest}))
+        case "":
+            kind, version = "list", push_list(session, client, raw)
+        case other:
+            raise ConfigError(f"{file} holds {other}: keys go by terminal load-keys")
     words = f"{client.serial}: {kind} version {version} in force"
     session.emit({"serial": client.serial, "file": file, "kind": kind, "version": version}, words)
+
+
+def _firmware(answer: dict[Any, Any]) -> tuple[int, int]:
+    """Version in force and the former one."""
+    current, former = cbor.fields(answer, "firmware", {0: int, 1: int})
+    return int(current), int(former)
+
+
+@command.command()
+@identity_file
+@way
+@pass_session
+def rollback(session: Session, identity: Path, where: Where) -> None:
+    """Go back to the terminal's former firmware; --dry-run shows which that is."""
+    who = load_identity(session, identity)
+    client = open_session(connect(session, where), who)
+    current, former = _firmware(client.request(smp.FIRMWARE_GET))
+    if not session.dry_run:
+        current, former = _firmware(client.request(smp.FIRMWARE_BACK))
+    words = f"{client.serial}: firmware {current} in force, {former or 'none'} kept"
+    session.emit({"serial": client.serial, "version": current, "former": former}, words)
+
+
+@command.command("load-keys")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@identity_file
+@second_file
+@way
+@pass_session
+def load_keys(session: Session, file: Path, identity: Path, second: Path | None, where: Where) -> None:
+    """Put the readers' keys in FILE (sealed for this terminal) in force; takes two operators with the verb keys."""
+    session.refuse_dry_run("keys are loaded or not")
+    if second is None:
+        raise ConfigError("keys are loaded by two operators: name the other one's key file with --second")
+    raw = read_file(file)
+    who = load_identity(session, identity)
+    client = open_session(connect(session, where), who)
+    _allow(session, client, second, "keys")
+    digest = upload(session, client, "keys", raw)
+    version, count = cbor.fields(client.request(smp.KEYS_LOAD, {0: digest}), "keys", {0: int, 1: int})
+    words = f"{client.serial}: keys {version} of {count} readers in force"
+    session.emit({"serial": client.serial, "version": version, "readers": count}, words)
+
+
+def _allow(session: Session, client: Client, second: Path, verb: str) -> None:
+    other = load_identity(session, second, "second identity")
+    client.allow(other.installer.token, other.signing, verb)
 
 
 @command.command()

@@ -614,6 +614,11 @@ class Journal:
         """The newest list version ever in force here, also when the list itself was lost since."""
         return int(self._one("SELECT list_version FROM head")[0])
 
+    def clock_floor(self, utc_ms: int) -> None:
+        """Before this time the clock is doubtful, whatever money moved; for a clock that two operators set back."""
+        with self._write() as db:
+            db.execute("UPDATE head SET newest_money_ms = ?", (utc_ms,))
+
     def list_taken(self, version: int, created_ms: int) -> None:
         """Remember what list came into force, so that none before it ever does again."""
         with self._write() as db:

@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import NamedTuple, Protocol
 
-from cardlib.errors import CardRemoved, ConfigError, Conflict, FormatError, LineTimeout, MacMismatch, NotFound, Refused
+from cardlib.errors import (
+    CardRemoved,
+    ConfigError,
+    Conflict,
+    FormatError,
+    LineTimeout,
+    MacMismatch,
+    NotFound,
+    ReaderLost,
+    Refused,
+)
 from cardlib.wire import osdp
 from cardlib.wire.osdp import MARK, MAX_PDS, Framer, KeyKind, Message, NakCode, Packet, Scs
 from cardlib.wire.osdp_secure import SCBK_D, SecureChannel, require_equal
@@ -44,6 +54,46 @@ class SerialPort(Protocol):
 
     def set_baud(self, baud: int) -> None:
         """Change the speed."""
+
+
+class Lasting:
+    """A serial port that is opened anew after it was lost: reading tells of the loss, writing into it is silence."""
+
+    def __init__(self, make: Callable[[], SerialPort]) -> None:
+        self._make = make
+        self._port: SerialPort | None = make()
+
+    def write(self, data: bytes) -> None:
+        """Send, or lose it."""
+        if self._port is not None:
+            try:
+                self._port.write(data)
+            except ReaderLost:
+                self._drop()
+
+    def read(self) -> bytes:
+        """What has come. Raises ReaderLost; the next read looks for the port again."""
+        try:
+            if self._port is None:
+                self._port = self._make()
+            return self._port.read()
+        except ReaderLost:
+            self._drop()
+            raise
+
+    def set_baud(self, baud: int) -> None:
+        """Change the speed."""
+        if self._port is not None:
+            self._port.set_baud(baud)
+
+    def close(self) -> None:
+        """Let the port go."""
+        self._drop()
+
+    def _drop(self) -> None:
+        port, self._port = self._port, None
+        if close := getattr(port, "close", None):
+            close()
 
 
 @unique

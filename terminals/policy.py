@@ -33,6 +33,7 @@ class Operation(Enum):
     UNDO_OFFLINE = "undo_offline"
     UNDO_ONLINE = "undo_online"
     LOAD = "load"
+    SIGN_ON = "sign_on"  # an operator opens or closes a shift
 
 
 @unique
@@ -367,6 +368,7 @@ CHECKS: dict[Operation, tuple[Rule, ...]] = {
     Operation.UNDO_OFFLINE: (*_TERMINAL, _list_fresh, *_CARD, _undoable, _proven),
     Operation.UNDO_ONLINE: (*_TERMINAL, *_CARD, _undoable),
     Operation.LOAD: (*_TERMINAL, _collected, *_CARD, _nobody_waits, _amount, _load_limit, _room),
+    Operation.SIGN_ON: (_clock, _list_usable, *_CARD),
 }  # fmt: skip
 
 

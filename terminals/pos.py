@@ -15,7 +15,7 @@ from terminals.journal import Job, JobState, LegState
 from terminals.policy import Facts, Leg, Operation, decide, local_time
 from terminals.prices import NO_PRICES, Charge, discounted, percent_of, price
 from terminals.reasons import Reason
-from terminals.runtime import UNDOING, Office, Receipt, Tap, Terminal, guarded_host, host_errors
+from terminals.runtime import UNDOING, Office, Receipt, Tap, Terminal, guarded_host, host_errors, undo_request
 
 
 class Pos(Terminal):
@@ -44,6 +44,23 @@ class Pos(Terminal):
             if waits is not None and waits.waiting:
                 raise Reason.PENDING_OTHER_CARD.refusal(f"sale {sale} was begun with another card")
             return self._charge(tap, charge, sale, pin)
+
+    def quote(self, charge: Charge) -> int:
+        """What a charge costs now, before any discount (fen). Raises Refused with the reason why it has no price."""
+        asked = self._price(charge, self.now_ms())
+        if isinstance(asked, Reason):
+            raise asked.refusal()
+        return asked
+
+    def sign_on(self, card: Transport, pin: Callable[[], str | None]) -> str:
+        """The name of the operator whose card and PIN these are. Raises Refused with the reason."""
+        with self.tap(card) as tap:
+            self.require(self.facts(Operation.SIGN_ON, tap, 0))
+            name = self.config.till.operators.get(tap.session.factor)
+            if name is None:
+                raise Reason.NO_OPERATOR.refusal("this card is no operator's")
+            self._verify_pin(tap, pin)
+        return name
 
     def known_sale(self, sale: str, charge: Charge, *, recovered: bool = False) -> Receipt | None:
         """What a sale number gave before, without a card; None when it moved no money. Raises as :meth:`known`."""
@@ -191,4 +208,5 @@ class Pos(Terminal):
             undo_offline(tap.card, tap.sam, journal, tap.session, move, request)
         else:
             request = replace(request, undo_of=move.origin)
-            load(tap.card, guarded_host(tap.office.host), journal, tap.session, request)
+            host = guarded_host(tap.office.loading(undo_request(move)))
+            load(tap.card, host, journal, tap.session, request)

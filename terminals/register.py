@@ -15,13 +15,24 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import BufferedIOBase
+from queue import Empty, SimpleQueue
 from socket import IPPROTO_TCP, TCP_NODELAY
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
-from cardlib.errors import Conflict, FormatError, NotFound, OneCardError, OutcomeUnknown, Refused, TransportError
+from cardlib.errors import (
+    Conflict,
+    FormatError,
+    NotFound,
+    OneCardError,
+    OutcomeUnknown,
+    ReaderLost,
+    Refused,
+    TransportError,
+)
+from cardlib.serialport import SerialPort
 from terminals.journal import JobState
 from terminals.pos import Pos
 from terminals.prices import Charge
@@ -173,6 +184,39 @@ def _charge(request: dict[str, Any]) -> Charge:
     return Charge(tuple(amounts), counts[0], tuple((code, count) for code, count in items), counts[1], counts[2])
 
 
+class InTurn(Register):
+    """The same for a process with one loop: whoever sends a line waits until ``turn`` has answered it."""
+
+    def __init__(self, pos: Pos, cards: CardSource, pin: Callable[[], str | None] | None = None) -> None:
+        super().__init__(pos, cards, pin)
+        self._asked: SimpleQueue[tuple[bytes, SimpleQueue[bytes]]] = SimpleQueue()
+
+    def answer(self, line: bytes) -> bytes:
+        """See :class:`Register`."""
+        reply: SimpleQueue[bytes] = SimpleQueue()
+        self._asked.put((line, reply))
+        return reply.get()
+
+    def turn(self) -> None:
+        """Answer what was asked, if anything was."""
+        with suppress(Empty):
+            line, reply = self._asked.get_nowait()
+            reply.put(super().answer(line))
+
+    def listen(self, port: int | None, serial: str, baud: int) -> Callable[[], None]:
+        """Let registers ask, on a port of this machine and a serial port; what is returned ends it. Raises OSError."""
+        with ExitStack() as stack:
+            if port:
+                server = stack.enter_context(RegisterServer(self, ("127.0.0.1", port)))
+                threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+                stack.callback(server.shutdown)
+            if serial:
+                line = SerialLine(self, serial, baud)
+                line.start()
+                stack.callback(line.stop)
+            return stack.pop_all().close
+
+
 class RegisterServer(ThreadingTCPServer):
     """Listens for cash registers; ``server_address`` says where. Use as a context manager, run ``serve_forever``."""
 
@@ -191,3 +235,40 @@ class _Line(StreamRequestHandler):
         self.connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         with suppress(OSError):  # the register hung up: it asks again with its number
             self.server.register.talk(self.rfile, self.wfile)
+
+
+class SerialLine(threading.Thread):
+    """A cash register on a serial port, until ``stop``; a port that is lost is looked for again."""
+
+    def __init__(self, register: Register, url: str, baud: int) -> None:
+        super().__init__(daemon=True)
+        self._register, self._url, self._baud = register, url, baud
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Answer line after line."""
+        while not self._over.is_set():
+            try:
+                port = SerialPort(self._url, self._baud)
+                try:
+                    self._talk(port)
+                finally:
+                    port.close()
+            except ReaderLost:
+                self._over.wait(1)
+
+    def _talk(self, port: SerialPort) -> None:
+        raw = b""
+        while not self._over.is_set():
+            raw += port.read()
+            line, newline, rest = raw.partition(b"\n")
+            if newline or len(raw) > MAX_LINE:
+                raw = rest
+                port.write(self._register.answer(line))
+            else:
+                self._over.wait(0.01)
+
+    def stop(self) -> None:
+        """Let the port go."""
+        self._over.set()
+        self.join(5)

@@ -9,15 +9,25 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
-from cardlib.errors import DatabaseError, OneCardError, OutcomeUnknown, ReaderLost, Refused, TransportError
+from cardlib.errors import (
+    Conflict,
+    DatabaseError,
+    NotFound,
+    OneCardError,
+    OutcomeUnknown,
+    ReaderLost,
+    Refused,
+    TransportError,
+)
 from cardlib.readers import NOTHING_KNOWN
 from cardlib.transport import Transport
 from terminals.config import Kind
-from terminals.posts.base import STOPPED, OwnReaders, Post, Watched
+from terminals.posts.base import STOPPED, AsksForCards, AtWork, OwnReaders, Post, Watched
 from terminals.reasons import BY_CODE
 from terminals.runtime import Terminal
 from terminals.screen import ConsoleScreen, Notice, Say
@@ -110,6 +120,8 @@ class Process:
         self._last: str | None = None
         self._trouble = ""
         self._over = False
+        self._told: list[int] = []
+        self._renewal_due = False
         self._fit(terminal, post)
 
     def _fit(self, terminal: Terminal, post: Post) -> None:
@@ -123,16 +135,16 @@ class Process:
 
     def run(self) -> None:
         """Serve until the end. Raises KeyboardInterrupt after an orderly end when that was the wish."""
-        with _signals() as told:
+        with signals() as self._told:
             self._begin()
             try:
-                while not told and not self._over:
+                while not self._told and not self._over:
                     self._turn()
             except BaseException:
                 self._post.stop()
                 raise
             self._end()
-        if signal.SIGINT in told:
+        if signal.SIGINT in self._told:
             raise KeyboardInterrupt
 
     def _begin(self) -> None:
@@ -140,6 +152,8 @@ class Process:
         if config.version:
             self._journal("started", f"{config.kind.value}, configuration {config.version}")
         self._screen.show(Notice(Say.PRESENT if config.version else Say.NOT_PROVISIONED))
+        if isinstance(self._post, AsksForCards):
+            self._post.listen(self._come)
 
     def _end(self) -> None:
         self._post.stop()
@@ -148,26 +162,29 @@ class Process:
 
     def _turn(self) -> None:
         link, reader = self._link, self._reader
-        if link is None:
-            line = self._keyboard.line(TURN_S if reader is None else 0)
-        else:
-            longest_s = 0.0 if self._own else LOOK_S if reader else TURN_S
-            line = self._keyboard.line(link.wait_s(longest_s), link.descriptors())
+        line = self._typed(link, reader)
         if line is not None:
             self._line(line)
         elif self._keyboard.ended and reader is None and link is None:
-            self._over = True
+            self._over = not (isinstance(self._post, AtWork) and self._post.busy)
         elif reader is not None:
             self._watch(reader)
-        if link is not None and link.poll():
+        if link is not None and (link.poll() or self._renewal_due):
             self._renew(link)
         try:
             self._post.turn()
         except Refused as e:
             self._complain(str(e))
 
+    def _typed(self, link: Line | None, reader: Watched | None) -> str | None:
+        if link is None:
+            return self._keyboard.line(TURN_S if reader is None else 0)
+        longest_s = 0.0 if self._own else LOOK_S if reader else TURN_S
+        return self._keyboard.line(link.wait_s(longest_s), link.descriptors())
+
     def _renew(self, link: Line) -> None:
         """What came over the line takes effect: the old post has let go of everything before the new one is made."""
+        self._renewal_due = False
         self._end()
         self._fit(*link.made())
         self._begin()
@@ -193,16 +210,49 @@ class Process:
     def _watch(self, reader: Watched) -> None:
         """Serve a card that has come to a reader which sees it; a lost reader is looked for again."""
         try:
-            longest_s = TURN_S if self._link is None else LOOK_S if self._own else 0
-            now = reader.wait(self._known, int(longest_s * 1000))
-            changed = (now.present, now.changes) != (self._known.present, self._known.changes)
-            self._known, self._trouble = now, ""
-            if now.present and changed:
+            if self._comes(reader):
                 self._present(None)
         except ReaderLost as e:
+            self._lost(e)
+
+    def _comes(self, reader: Watched) -> bool:
+        longest_s = TURN_S if self._link is None else LOOK_S if self._own else 0
+        now = reader.wait(self._known, int(longest_s * 1000))
+        changed = (now.present, now.changes) != (self._known.present, self._known.changes)
+        self._known, self._trouble = now, ""
+        return now.present and changed
+
+    def _lost(self, e: ReaderLost) -> None:
+        self._known = NOTHING_KNOWN
+        self._complain(str(e))
+        select.select([], [], [], TURN_S)
+
+    def _come(self, first: bool, until_s: float) -> Transport | None:
+        """The next card for a post that asks for one; at the first asking also one that lies there already.
+
+        None when ``until_s`` (monotonic) is over, somebody types ``cancel``, or the process ends.
+        """
+        if first:
             self._known = NOTHING_KNOWN
-            self._complain(str(e))
-            select.select([], [], [], TURN_S)
+        while time.monotonic() < until_s and not self._told and not self._over:
+            line = self._typed(self._link, self._reader)
+            nobody = self._keyboard.ended and self._reader is None
+            self._renewal_due |= self._link is not None and self._link.poll()
+            if line == "cancel" or self._renewal_due or (line is None and nobody):
+                return None
+            shown = None if line is None or self._reader is not None else _shown(line)
+            try:
+                if shown or (self._reader is not None and self._comes(self._reader)):
+                    return self._connect(shown[0] if shown else None)
+            except ReaderLost as e:
+                self._lost(e)
+            except OneCardError as e:
+                self._note(str(e))
+            if line == "quit":
+                self._over = True
+            elif line and not shown:
+                self._note("a sale waits for its card: cancel gives it up")
+        return None
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -210,21 +260,22 @@ class Process:
             self._note(trouble)
 
     def _line(self, line: str) -> None:
-        words = line.split()
+        words, shown = line.split(), _shown(line)
+        self._screen.fresh = True
         try:
             if words == ["quit"]:
                 self._over = True
-            elif not words and self._reader is None:
-                self._present(None)
-            elif words[:1] == ["card"] and len(words) > 1 and self._reader is None:
-                self._last = f"sim:{line.split(maxsplit=1)[1]}"
-                self._present(self._last)
+            elif shown and self._reader is None:
+                self._last = shown[0] or self._last
+                self._present(shown[0])
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")
-            elif words and self._terminal.config.kind is Kind.POS:
+            elif words and self._terminal.config.kind in (Kind.POS, Kind.RECHARGE, Kind.ISSUING):
                 self._known = NOTHING_KNOWN  # the card may lie there already
         except Refused as e:
             self._refused(e)
+        except (Conflict, NotFound) as e:
+            self._note(str(e))
 
     def _present(self, name: str | None) -> None:
         try:
@@ -269,8 +320,16 @@ class Process:
             self._terminal.journal.note(code, text)
 
 
+def _shown(line: str) -> tuple[str | None] | None:
+    """The card that a line presents where the reader is simulated, if it does: None for that of ``--reader``."""
+    words = line.split(maxsplit=1)
+    if not words:
+        return (None,)
+    return (f"sim:{words[1]}",) if words[0] == "card" and len(words) > 1 else None
+
+
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collect the wish to stop, so that the card under way is finished; who insists is obeyed at once."""
     told: list[int] = []
 

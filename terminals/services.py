@@ -19,12 +19,13 @@ from cardlib.crypto.noise import StaticKey
 from cardlib.crypto.signing import SigningKey
 from cardlib.errors import ConfigError, Conflict, DatabaseError, FormatError, NotFound, OneCardError, Refused
 from cardlib.wire import cbor, smp
-from cardlib.wire.authority import SignedFile
+from cardlib.wire.authority import SignedFile, Token
 from cardlib.wire.link import MAX_BODY
 from cardlib.wire.smp import Command
 from terminals import config
 from terminals.journal import Journal
 from terminals.lists import TerminalLists
+from terminals.software import Firmware, ReaderKeys
 
 CHUNK = 1024
 MIN_CHUNK = 256
@@ -41,6 +42,9 @@ class Clock(Protocol):
 
     def set_ms(self, utc_ms: int) -> None:
         """Set it."""
+
+    back: bool
+    """Set back by two operators, and no signed file has confirmed it since; outlives a restart."""
 
 
 @dataclass(slots=True)
@@ -80,6 +84,10 @@ class FileStore:
             raise Refused("not_found", f"no file {name} is here") from e
         except OSError as e:
             raise DatabaseError(f"{name} can't be read: {e.strerror}") from e
+
+    def forget(self, name: str) -> None:
+        """Remove a file."""
+        self.path(name).unlink(missing_ok=True)
 
     def begin(self, name: str, size: int, digest: bytes) -> int:
         """Begin or go on with an upload; returns the offset at which to go on (``size``: all is here)."""
@@ -221,11 +229,16 @@ class Base:
     files: FileStore
 
 
+def _nobody(verb: str) -> Token:
+    raise Refused("second_operator", f"this takes a second operator's token with verb {verb}")
+
+
 @dataclass
 class Host(Base):
     """A terminal as its services see it. ``tests``: what ``card`` and ``screen`` do; each returns words or raises.
 
-    ``keep_ms``: how long entries stay after they were collected; None for ever.
+    ``keep_ms``: how long entries stay after they were collected; None for ever. ``second`` gives, once, the second
+    operator who allowed an act of a verb, or raises Refused.
     """
 
     static: StaticKey
@@ -239,6 +252,9 @@ class Host(Base):
     reset: Callable[[], None] = lambda: None
     sam: Callable[[], tuple[bytes, bytes, dict[str, bytes]]] | None = None
     keep_ms: int | None = None
+    firmware: Firmware | None = None
+    reader_keys: ReaderKeys | None = None
+    second: Callable[[str], Token] = _nobody
 
     def newest_ms(self) -> int:
         """Time of the newest journal record or signed file."""
@@ -254,6 +270,13 @@ class Host(Base):
     def clock_trusted(self) -> bool:
         """Whether the clock is not behind what the terminal has seen."""
         return 0 < self.newest_ms() <= self.clock.now_ms()
+
+    def confirm_clock(self, created_ms: int) -> None:
+        """A newly signed file is here: a clock set back that is not behind it counts again."""
+        if self.clock.back and created_ms <= self.clock.now_ms():
+            self.journal.note("clock_confirmed", f"by a file of {created_ms}")
+            self.journal.clock_floor(created_ms)
+            self.clock.back = False
 
     def revoked(self) -> frozenset[bytes]:
         """Ids of tokens that were revoked."""
@@ -301,18 +324,27 @@ def clock_get(host: Base, _: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def clock_set(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
-    """Set the clock; never before the newest journal record or signed file."""
+    """Set the clock. Before the newest journal record or signed file takes two operators, and leaves it doubtful.
+
+    Doubtful until a newer signed file comes that the clock is not behind: payments are refused until then.
+    """
     (text,) = _text_fields(payload, {"datetime": str})
     try:
         when = datetime.fromisoformat(text)
     except ValueError as e:
         raise FormatError(f"{text[:40]!r} is no date and time") from e
     utc_ms = round(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1000)
-    if utc_ms < host.newest_ms():
-        raise Refused("clock_back", "this time is before the newest journal record or signed file: two operators must")
-    before_ms = host.clock.now_ms()
+    before_ms, newest_ms, who = host.clock.now_ms(), host.newest_ms(), ""
+    if utc_ms < newest_ms:
+        try:
+            who = f" by {host.second('clock').name} too"
+        except Refused as e:
+            words = f"this time is before the newest journal record or signed file: {e}"
+            raise Refused("clock_back", words) from e
+        host.journal.clock_floor(max(before_ms, newest_ms))  # first: no cut leaves a clock that is believed
+        host.clock.back = True
     host.clock.set_ms(utc_ms)
-    host.journal.note("clock_set", f"from {before_ms} to {utc_ms}")
+    host.journal.note("clock_set", f"from {before_ms} to {utc_ms}{who}")
     return {}
 
 
@@ -393,9 +425,7 @@ def _planned(host: Host, payload: dict[Any, Any]) -> tuple[bytes, SignedFile]:
         raise Refused("conflict", "another configuration was uploaded meanwhile: upload yours again")
     if etag != host.settings.etag and raw != host.settings.raw:
         raise Refused("conflict", "the configuration was changed meanwhile: look at the difference again")
-    authority = host.authority()
-    if not authority:
-        raise Refused("authority", "this terminal has no authority yet: give it one first")
+    authority = _owner(host)
     try:
         file = host.settings.check(raw, authority)
     except ConfigError as e:
@@ -416,8 +446,10 @@ def config_plan(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
 def config_apply(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
     """Put the uploaded configuration in force."""
     raw, file = _planned(host, payload)
-    host.settings.apply(raw, file)
-    host.journal.note("config", f"version {file.version}")
+    if raw != host.settings.raw:  # a repeat changes nothing, and confirms no clock
+        host.settings.apply(raw, file)
+        host.journal.note("config", f"version {file.version}")
+        host.confirm_clock(file.created_ms)
     return {0: host.settings.version, 1: host.settings.etag}
 
 
@@ -482,11 +514,73 @@ def list_status(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
 
 def list_take(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
     """Put the uploaded list file or certificate in force."""
-    (digest,) = cbor.fields(payload, "list", {0: bytes})
-    raw = host.files.read("list")
+    raw, before_ms = _uploaded(host, "list", payload), host.lists.created_ms or 0
+    version, created_ms = host.lists.take(raw), host.lists.created_ms or 0
+    if created_ms > before_ms:
+        host.confirm_clock(created_ms)
+    return {0: version}
+
+
+def _uploaded(host: Host, name: str, payload: dict[Any, Any]) -> bytes:
+    """The uploaded file that a message means by its SHA-256."""
+    (digest,) = cbor.fields(payload, name, {0: bytes})
+    raw = host.files.read(name)
     if hashlib.sha256(raw).digest() != digest:
-        raise Refused("conflict", "another list was uploaded meanwhile: upload yours again")
-    return {0: host.lists.take(raw)}
+        raise Refused("conflict", f"another {name} was uploaded meanwhile: upload yours again")
+    return raw
+
+
+def _owner(host: Host) -> bytes:
+    """The authority's key."""
+    if not (authority := host.authority()):
+        raise Refused("authority", "this terminal has no authority yet: give it one first")
+    return authority
+
+
+def _firmware(host: Host) -> Firmware:
+    if host.firmware is None:
+        raise Refused("unsupported", "this terminal's software is not changed over the line")
+    return host.firmware
+
+
+def firmware_get(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
+    """Version in force, and the one kept before it; 0 for none."""
+    cbor.fields(payload, "firmware", {})
+    return {0: _firmware(host).current, 1: _firmware(host).former}
+
+
+def firmware_take(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
+    """Put the uploaded firmware in force; the terminal starts anew with it."""
+    firmware = _firmware(host)
+    firmware.take(_uploaded(host, "firmware", payload), _owner(host))
+    return _switched(host, firmware)
+
+
+def firmware_back(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
+    """Go back to the former firmware."""
+    cbor.fields(payload, "firmware", {})
+    firmware = _firmware(host)
+    firmware.roll_back(_owner(host))
+    return _switched(host, firmware)
+
+
+def _switched(host: Host, firmware: Firmware) -> dict[Any, Any]:
+    host.journal.note("firmware", f"version {firmware.current}, before {firmware.former}")
+    host.reset()
+    return {0: firmware.current, 1: firmware.former}
+
+
+def keys_load(host: Host, payload: dict[Any, Any]) -> dict[Any, Any]:
+    """Put the uploaded keys in force, with two operators; nothing gives them out again."""
+    if host.reader_keys is None:
+        raise Refused("unsupported", "this terminal takes no keys over the line")
+    raw, authority = _uploaded(host, "keys", payload), _owner(host)
+    second = host.second("keys")
+    host.files.forget("keys")
+    count = host.reader_keys.take(raw, authority)
+    host.journal.note("keys", f"version {host.reader_keys.version}, {count} readers, by {second.name} too")
+    host.reset()
+    return {0: host.reader_keys.version, 1: count}
 
 
 def _test(name: str) -> Callable[[Host, dict[Any, Any]], dict[Any, Any]]:
@@ -544,6 +638,10 @@ SERVICES: dict[Command, Service] = {
     smp.CONFIG_GET: Service("", config_get),
     smp.CONFIG_PLAN: Service("param", config_plan),
     smp.CONFIG_APPLY: Service("param", config_apply),
+    smp.FIRMWARE_GET: Service("", firmware_get),
+    smp.FIRMWARE_TAKE: Service("push", firmware_take),
+    smp.FIRMWARE_BACK: Service("push", firmware_back),
+    smp.KEYS_LOAD: Service("keys", keys_load),
     smp.SAM_INFO: Service("", sam_info),
     smp.JOURNAL_READ: Service("collect", journal_read),
     smp.JOURNAL_ACK: Service("collect", journal_ack),

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cardlib.errors import ConfigError
 from cardlib.serialport import PtyPort
 from console import AMOUNT, Noun, Session, pass_session
 from terminals.commands import open_home
@@ -41,7 +42,8 @@ class _Plug:
 
 @command.command("terminal")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--pty", is_flag=True, required=True, help="Be at the other end of a pseudo-terminal.")
+@click.option("--pty", is_flag=True, help="Be at the other end of a pseudo-terminal.")
+@click.option("--link", help="Hang on this port instead: name or URL.")
 @click.option(
     "--kind", type=click.Choice([kind.value for kind in Kind]), default="pos", show_default=True, help="Of device."
 )
@@ -64,6 +66,8 @@ def terminal(session: Session, /, folder: Path, **wanted: Any) -> None:  # noqa:
     """
     from terminals.station import Station  # noqa: PLC0415  # the other verbs need no loop
 
+    if wanted["pty"] == bool(wanted["link"]):
+        raise ConfigError("where is the installer's line? Give --pty, or --link PORT")
     if not session.reader.startswith("sim:"):
         session.reader = f"sim:{folder / 'card.img'}"
     wanted |= {"home": folder, "model": f"OC-{wanted['kind'].upper()}"}
@@ -77,5 +81,9 @@ def terminal(session: Session, /, folder: Path, **wanted: Any) -> None:  # noqa:
     cut = wanted["cut_after"]
     station = Station(session, wanted["amount"], wanted["cashier"], wanted["language"])
     station.run_home(
-        home, wanted["address"], None, pty=True, plug=lambda port: port if cut is None else _Plug(port, cut)
+        home,
+        wanted["address"],
+        wanted["link"],
+        pty=wanted["pty"],
+        plug=lambda port: port if cut is None else _Plug(port, cut),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +14,9 @@ from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
 from backoffice.shifts import DAY_MIN, Shift
+from cardlib import holidays
 from cardlib.records import PunchDirection
-from console import Hex, Noun, Session
+from console import Noun, Session
 
 DAY = click.DateTime(["%Y-%m-%d"])
 DIRECTIONS = [one.name.lower().replace("_", "-") for one in PunchDirection]
@@ -144,51 +146,38 @@ def plan(session: Session, office: Installation, from_day: datetime, week: str, 
 
 @command.command()
 @click.argument("what")
-@click.argument("first", type=DAY)
+@click.argument("first", type=DAY, required=False)
 @click.argument("last", type=DAY, required=False)
+@click.option(
+    "--calendar",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The all-day events of this iCalendar file between FIRST (today) and LAST (a year on).",
+)
 @for_member
 @for_department
 @permitted(Permission.ATTENDANCE_CHANGE)
 def day(
-    session: Session, office: Installation, what: str, first: datetime, last: datetime | None, member: str,
-    department: str,
+    session: Session, office: Installation, what: str, first: datetime | None, last: datetime | None,
+    calendar: Path | None, member: str, department: str,
 ) -> None:  # fmt: skip
     """Make the days FIRST to LAST be WHAT: off, leave, a shift's name, or plan for as planned again."""
-    number, begin, end = office.enterprise_id, first.date(), (last or first).date()
+    if first is None and calendar is None:
+        raise click.UsageError("which days? Give FIRST, or --calendar FILE")
+    number = office.enterprise_id
 
     def action(tx: Tx) -> dict[str, Any]:
         subject = attendance.subject_of(tx, number, member, department)
-        count = attendance.set_days(tx, office.operator, number, subject, begin, end, what)
+        begin = first.date() if first else datetime.fromtimestamp(tx.now_ms // 1000, UTC).date()
+        end = last.date() if last else begin + timedelta(365) if calendar else begin
+        spans = [(begin, end)] if calendar is None else attendance.spans(holidays.read(calendar, begin, end))
+        count = sum(attendance.set_days(tx, office.operator, number, subject, *span, what) for span in spans)
         return {"for": subject, "what": what, "days": count}
 
-    arguments = {"what": what, "first": str(begin), "last": str(end), "member": member, "department": department}
+    arguments = {
+        "what": what, "first": str(first), "last": str(last), "calendar": str(calendar or ""), "member": member,
+        "department": department,
+    }  # fmt: skip
     session.emit(act(session, office.database, number, "report day", arguments, action))
-
-
-@command.command()
-@click.argument("uid", type=Hex(attendance.TAG_BYTES))
-@click.argument("from_day", type=DAY)
-@click.option("--member", default="", help="Whose it is; without, nobody's: it was lost or given back.")
-@permitted(Permission.ATTENDANCE_CHANGE)
-def tag(session: Session, office: Installation, uid: bytes, from_day: datetime, member: str) -> None:
-    """From FROM_DAY on, punches of the tag that tells UID (10 hexadecimal digits) are a member's."""
-    number, day = office.enterprise_id, from_day.date()
-
-    def action(tx: Tx) -> dict[str, Any]:
-        attendance.give_tag(tx, office.operator, number, uid, member, day)
-        return {"tag": uid.hex().upper(), "from": str(day), "member": member}
-
-    arguments = {"tag": uid.hex(), "from": str(day), "member": member}
-    session.emit(act(session, office.database, number, "report tag", arguments, action))
-
-
-@command.command()
-@permitted(Permission.REPORT_SHOW)
-def tags(session: Session, office: Installation) -> None:
-    """List tags that only tell a number, and whose each was from when."""
-    with office.database.read() as tx:
-        found = attendance.tags(tx, office.enterprise_id)
-    session.emit([{"tag": uid.hex().upper(), "from": day, "member": member} for uid, day, member in found])
 
 
 @command.command()

@@ -57,6 +57,22 @@ def remove(session: Session, office: Installation, card: bytes) -> None:
     session.emit(act(session, office.database, number, "blacklist remove", {"card": card.hex()}, action))
 
 
+@command.command("revoke-token")
+@click.argument("token", type=Hex())
+@permitted(Permission.BLACKLIST_CHANGE)
+def revoke_token(session: Session, office: Installation, token: bytes) -> None:
+    """Revoke an installer's TOKEN (its id) in every list file from the next export on."""
+    number = office.enterprise_id
+    if not 1 <= len(token) <= 32:
+        raise ConfigError("a token's id has 1 to 32 bytes: see terminal identity show")
+
+    def action(tx: Tx) -> dict[str, Any]:
+        changed = blacklists.revoke_token(tx, office.operator, number, token)
+        return {"token": token.hex().upper(), "changed": changed}
+
+    session.emit(act(session, office.database, number, "blacklist revoke-token", {"token": token.hex()}, action))
+
+
 @command.command("list")
 @permitted(Permission.CARD_SHOW)
 def list_command(session: Session, office: Installation) -> None:

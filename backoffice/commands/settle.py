@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from backoffice import audit, journals, ledger, operators, reconcile, settlement
+from backoffice import audit, expiry, journals, ledger, operators, reconcile, settlement
 from backoffice.commands.base import act, act_outside, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
@@ -167,6 +167,49 @@ def close_day(session: Session, office: Installation, day: str, accept: tuple[st
     session.emit(act(session, office.database, number, "settle close-day", {"day": day, "accept": accept}, action))
 
 
+@command.command()
+@permitted(Permission.SETTLE_CLOSE)
+def expire(session: Session, office: Installation) -> None:
+    """Once the enterprise's date is over, make void what cards hold. Again, it goes on with what was left."""
+    number, offset_min = office.enterprise_id, office.enterprise.utc_offset_minutes
+
+    def action() -> dict[str, Any]:
+        with office.database.read() as tx:
+            date, total = expiry.date_over(tx, number, offset_min), expiry.accounts(tx, number)
+        found = expiry.expire(office.database, office.operator, number, offset_min, dry_run=session.dry_run)
+        purses, fen, left = 0, 0, []
+        for one in session.progress(found, total, "purses"):
+            row = {"card": one.card_serial, "purse": one.purse.name.lower(), "amount_fen": one.amount_fen}
+            if one.left:
+                left.append(row | {"cause": one.left})
+            else:
+                purses, fen = purses + 1, fen + one.amount_fen
+            if session.dry_run:
+                session.note(
+                    f"{one.card_serial.hex().upper()} {row['purse']} {yuan(one.amount_fen)} {one.left}".strip()
+                )
+        return {"date": date, "purses": purses, "expired_fen": fen, "left": left, "dry_run": session.dry_run}
+
+    session.emit(act_outside(session, office.database, number, "settle expire", {}, action))
+
+
+@command.command()
+@click.argument("card", type=Hex(8))
+@click.argument("purse", type=click.Choice([p.name.lower() for p in Purse]))
+@click.option("--reason", required=True, help="Why, for the books.")
+@permitted(Permission.LEDGER_CORRECT)
+def unexpire(session: Session, office: Installation, card: bytes, purse: str, reason: str) -> None:
+    """Propose to give the expired balance of PURSE of CARD back, once; another operator approves the entry."""
+    number = office.enterprise_id
+
+    def action(tx: Tx) -> dict[str, Any]:
+        made = expiry.propose_reversal(tx, office.operator, number, card, Purse[purse.upper()], reason)
+        return {"entry": made.entry_id, "postings": made.postings, "state": "proposed"}
+
+    arguments = {"card": card.hex(), "purse": purse, "reason": reason}
+    session.emit(act(session, office.database, number, "settle unexpire", arguments, action))
+
+
 @command.command("accept-gap")
 @click.argument("card", type=Hex(8))
 @click.argument("purse", type=click.Choice([p.name.lower() for p in Purse]))
@@ -196,7 +239,7 @@ def approve(session: Session, office: Installation, entry: str) -> None:
     number = office.enterprise_id
 
     def action(tx: Tx) -> dict[str, Any]:
-        approved = ledger.approve(tx, number, entry, office.operator.name)
+        approved = expiry.approve(tx, office.operator, number, entry)
         return {"entry": approved.entry_id, "postings": approved.postings}
 
     session.emit(act(session, office.database, number, "settle approve", {"entry": entry}, action))
@@ -215,6 +258,8 @@ def propose(
     corrects: str | None, note: str,
 ) -> None:  # fmt: skip
     """Propose correction ENTRY; it is posted when another operator approves it."""
+    if (corrects or entry).startswith("expiry/"):
+        raise ConfigError("an expired balance is given back by `onecard settle unexpire CARD PURSE`")
     number = office.enterprise_id
     postings = {giver: -amount_fen, getter: amount_fen}
 

@@ -16,6 +16,7 @@ from cardlib.wire import cbor
 from cardlib.wire.link import good_serial
 
 SIGNATURE = 64
+SECOND_LABEL = b"OCSO1"
 MAX_TOKEN = 1024
 MAX_TOKEN_MS = 30 * 86_400_000
 MAX_TIME_MS = 1 << 48
@@ -84,9 +85,26 @@ class Token:
             raise FormatError("token: it lasts at most 30 days")
 
 
+def second_message(session_hash: bytes, verb: str) -> bytes:
+    """What a second operator signs, to allow one act of a verb in one session (the hash is that of its handshake)."""
+    return SECOND_LABEL + session_hash + verb.encode()
+
+
+def kind_of(raw: bytes) -> str:
+    """What a signed file says it is, not checked; "" when it is none."""
+    start = len(FILE_MAGIC) + 2
+    if not raw.startswith(FILE_MAGIC):
+        return ""
+    head = cbor.decode(raw[start : start + int.from_bytes(raw[start - 2 : start], "big")], "signed file")
+    return str(head.get(1, "")) if isinstance(head, dict) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class SignedFile:
-    """A file that only one terminal may take: its configuration (``config``), software (``firmware``)."""
+    """A file that only one terminal may take: its configuration (``config``), the keys of its readers (``keys``).
+
+    Software (``firmware``) may name a model instead of a serial.
+    """
 
     kind: str
     serial: str

@@ -71,6 +71,11 @@ class Device:
             raise Conflict(f"OSDP device {self.address:02X}: {MAX_EVENTS} events wait already: is the panel there?")
         self.events.append(event)
 
+    def forget(self) -> None:
+        """Drop the events that wait; one that was sent and is not acknowledged yet stays."""
+        while len(self.events) > self._sent_event:
+            self.events.pop()
+
     def receive(self, data: bytes, now_ms: int) -> bytes:
         """Take bytes of the line and return what to send, mostly nothing."""
         answer = b""

@@ -75,10 +75,12 @@ identity 64: 0 READ info {} -> {0 serial, 1 model, 2 software, 3 X25519 public, 
 6 enterprise, 7 terminal number, 8 SAM serial, 9 configuration version, 10 configuration hash, 11 list version,
 12 site}; 1 WRITE handshake {0 pattern (0 XXpsk3, 1 KK), 1 message, 2 initiator's X25519 public (KK's first)} ->
 {0 message}; 2 WRITE new pairing code {0 code} -> {}; 3 WRITE authority {0 Ed25519 public} -> {}; 4 WRITE speed
-{0 baud} -> {}.
+{0 baud} -> {}; 5 WRITE second operator {0 token, 1 verb, 2 signature over second_message} -> {}.
 configuration 65: 0 READ get {} -> {0 version, 1 ETag}; 1 WRITE plan {0 ETag in force, 1 SHA-256 of the file}
--> {0 version, 1 changed settings}; 2 WRITE apply (the same) -> {0 version, 1 ETag}.
-keys 66: 0 READ SAM {} -> {0 serial, 1 terminal number, 2 {key name: check value}}.
+-> {0 version, 1 changed settings}; 2 WRITE apply (the same) -> {0 version, 1 ETag}; 3 READ firmware {} -> {0 version,
+1 former version}; 4 WRITE take firmware {0 SHA-256 of the file}, 5 WRITE go back to the former {} -> the same.
+keys 66: 0 READ SAM {} -> {0 serial, 1 terminal number, 2 {key name: check value}}; 1 WRITE load {0 SHA-256 of the
+file} -> {0 version, 1 how many keys}, two operators only.
 journal 67: 0 READ read {0 from sequence, 1 most entries, 2 most bytes} -> {0 hash before, 1 entries, 2 hash after,
 3 newest sequence}; 1 WRITE ack {0 sequence} -> {0 acknowledged}; 2 READ head {} -> {0 newest sequence, 1 hash,
 2 signature, 3 acknowledged, 4 first sequence}.
@@ -102,10 +104,15 @@ HANDSHAKE: Command = (Group.IDENTITY, 1, Op.WRITE)
 PAIRING_CODE: Command = (Group.IDENTITY, 2, Op.WRITE)
 AUTHORITY: Command = (Group.IDENTITY, 3, Op.WRITE)
 SPEED: Command = (Group.IDENTITY, 4, Op.WRITE)
+SECOND: Command = (Group.IDENTITY, 5, Op.WRITE)
 CONFIG_GET: Command = (Group.CONFIGURATION, 0, Op.READ)
 CONFIG_PLAN: Command = (Group.CONFIGURATION, 1, Op.WRITE)
 CONFIG_APPLY: Command = (Group.CONFIGURATION, 2, Op.WRITE)
+FIRMWARE_GET: Command = (Group.CONFIGURATION, 3, Op.READ)
+FIRMWARE_TAKE: Command = (Group.CONFIGURATION, 4, Op.WRITE)
+FIRMWARE_BACK: Command = (Group.CONFIGURATION, 5, Op.WRITE)
 SAM_INFO: Command = (Group.KEYS, 0, Op.READ)
+KEYS_LOAD: Command = (Group.KEYS, 1, Op.WRITE)
 JOURNAL_READ: Command = (Group.JOURNAL, 0, Op.READ)
 JOURNAL_ACK: Command = (Group.JOURNAL, 1, Op.WRITE)
 JOURNAL_HEAD: Command = (Group.JOURNAL, 2, Op.READ)

@@ -34,6 +34,15 @@ class Post(Protocol):
 
 
 @runtime_checkable
+class AtWork(Protocol):
+    """A post with work that goes on by itself: the end of the typed lines does not cut it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is such work now."""
+
+
+@runtime_checkable
 class Watched(Protocol):
     """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
 
@@ -51,6 +60,18 @@ class OwnReaders(Watched, Protocol):
 
     def connect(self, name: str | None = None) -> Transport:
         """The card that has come."""
+
+
+Come = Callable[[bool, float], Transport | None]
+"""Wait for the next card, from the first asking for it, until a monotonic time; None when none will come."""
+
+
+@runtime_checkable
+class AsksForCards(Protocol):
+    """A post that asks for a card by itself, for somebody elsewhere: a till's cash register."""
+
+    def listen(self, come: Come) -> None:
+        """Begin to; ``stop`` ends it."""
 
 
 def asking(secret: Callable[[str], str], note: Callable[[str], None]) -> Callable[[], str | None]:

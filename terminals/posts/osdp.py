@@ -32,16 +32,15 @@ from cardlib.serialport import SerialPort
 from cardlib.transport import Transport
 from cardlib.wire import osdp
 from cardlib.wire.osdp import Message
-from terminals import osdp as panel
 from terminals.access import Access
 from terminals.doors import Direction, DoorRules, Hardware, OsdpLine
-from terminals.osdp import Bus, Event, Remote, Ticket, wait
+from terminals.head import FRESH_MS, parse_credential
+from terminals.osdp import Bus, Event, Lasting, Remote, Ticket, wait
 from terminals.posts.access import DOOR, ConsoleLock
 from terminals.reasons import Reason
 from terminals.run import Screen
 from terminals.screen import Notice, Say
 
-SERIAL_BYTES = 8
 PIN_MS = 15_000
 """How long digits count after the last one was typed."""
 LATER_MS = 5_000
@@ -63,7 +62,9 @@ NEWS = {
     "tamper": ("设备被拆", "tampered with"),
     "tamper_end": ("拆动解除", "whole again"),
     "power_fault": ("电源故障", "power fault"),
-    "power_back": ("电源恢复", "power is back"),
+    "power_fault_end": ("电源恢复", "power is back"),
+    "reader_fault": ("读头故障或被拆", "its reader head is gone or tampered with"),
+    "reader_fault_end": ("读头恢复", "its reader head is back"),
     "foreign_credential": ("非认证读头报卡", "reports a card but is no head: not believed"),
 }
 """What devices do by themselves: codes of the journal's notes, and what the console says."""
@@ -111,8 +112,7 @@ class Device:
     online: bool = False
     since_ms: int = 0
     told: bool = False
-    tamper: bool = False
-    power: bool = False
+    troubles: set[str] = field(default_factory=set)
 
 
 class Verified:
@@ -120,15 +120,8 @@ class Verified:
 
     atr = b""
 
-    def __init__(self, serial: bytes, rights: AccessRights) -> None:
-        self.serial, self.rights = serial, rights
-
-    @classmethod
-    def parse(cls, card: osdp.BitString) -> Verified:
-        """A head's credential: serial 8, access rights as in 0019. Raises FormatError."""
-        if card.count != 8 * len(card.data):
-            raise FormatError("a head's credential has whole bytes")
-        return cls(card.data[:SERIAL_BYTES], AccessRights.decode(card.data[SERIAL_BYTES:]))
+    def __init__(self, serial: bytes, rights: AccessRights, came_ms: int) -> None:
+        self.serial, self.rights, self.came_ms = serial, rights, came_ms
 
     def transceive(self, command: bytes) -> bytes:
         """Raises CardRemoved."""
@@ -149,46 +142,6 @@ class CardAtReader(Remote):
             raise LineTimeout(str(e)) from e
 
 
-class Lasting:
-    """A serial port that is opened anew after it was lost: reading tells of the loss, writing into it is silence."""
-
-    def __init__(self, make: Callable[[], panel.SerialPort]) -> None:
-        self._make = make
-        self._port: panel.SerialPort | None = make()
-
-    def write(self, data: bytes) -> None:
-        """Send, or lose it."""
-        if self._port is not None:
-            try:
-                self._port.write(data)
-            except ReaderLost:
-                self._drop()
-
-    def read(self) -> bytes:
-        """What has come. Raises ReaderLost; the next read looks for the port again."""
-        try:
-            if self._port is None:
-                self._port = self._make()
-            return self._port.read()
-        except ReaderLost:
-            self._drop()
-            raise
-
-    def set_baud(self, baud: int) -> None:
-        """Change the speed."""
-        if self._port is not None:
-            self._port.set_baud(baud)
-
-    def close(self) -> None:
-        """Let the port go."""
-        self._drop()
-
-    def _drop(self) -> None:
-        port, self._port = self._port, None
-        if close := getattr(port, "close", None):
-            close()
-
-
 class OsdpLock(ConsoleLock):
     """A door's lock and contact at a device of the line; the console says the same as for one without."""
 
@@ -199,6 +152,8 @@ class OsdpLock(ConsoleLock):
         super().__init__(number, now_ms, tell, language)
         self._post, self._hardware = post, hardware
         self._renew_ms = 0
+        self.moves: deque[bool] = deque(maxlen=MAX_NEWS)
+        """What the contact said and nobody has looked at yet."""
 
     @property
     def is_there(self) -> bool:
@@ -222,6 +177,8 @@ class OsdpLock(ConsoleLock):
     def move(self, is_open: bool) -> None:
         """The contact says that the door was opened or shut; once shut it is locked."""
         shut = self.is_open and not is_open
+        if is_open is not self.is_open:
+            self.moves.append(is_open)
         super().move(is_open)
         if shut and not self._free:
             self.command()
@@ -256,10 +213,10 @@ class OsdpPost:
 
     def __init__(
         self, access: Access, bus: Bus, line: OsdpLine, tell: Callable[[str], None], language: str, operator: str,
-        clock: Callable[[], int], pump: Callable[[], object] = lambda: None,
+        clock: Callable[[], int], pump: Callable[[], object] = lambda: None, close: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         self.clock = clock
-        self._access, self._bus, self._heads, self._pump = access, bus, line.heads, pump
+        self._access, self._bus, self._heads, self._pump, self._close = access, bus, line.heads, pump, close
         self._say, self._language, self._at, self._operator = tell, language, 0 if language == "zh" else 1, operator
         config = access.config
         self._spots = {
@@ -295,8 +252,10 @@ class OsdpPost:
         return Presence(bool(self._came), self._count)
 
     def connect(self, name: str | None = None) -> Transport:
-        """The card that has come first."""
+        """The card that has come first. Raises CardRemoved when there is none."""
         del name
+        if not self._came:
+            raise CardRemoved("no card has come to a reader of this line: present one")
         self._spot, card = self._came.popleft()
         self._screen.place = f"{DOOR[self._at]} {self._spot.door} {WAY[self._spot.way][self._at]}: "
         return card
@@ -317,6 +276,8 @@ class OsdpPost:
         if missing := [number for number in needed if not self._locks[number].is_there]:
             raise Reason.DOOR_AWAY.refusal(f"door {missing[0]}: its lock and contact do not answer")
         if isinstance(card, Verified):
+            if self.clock() - card.came_ms > FRESH_MS:  # another card took its time: nobody waits there any more
+                raise CardRemoved("a verified card waited for too long: present it again")
             head = f"reader {spot.address}"
             passage = self._access.present_verified(card.serial, card.rights, spot.door, spot.way, head)
         else:
@@ -334,6 +295,9 @@ class OsdpPost:
         """Doors and locks by the hours, what every reader shows, and what devices did, into the journal."""
         self._spot, self._screen.place = None, ""
         try:
+            for number, lock in self._locks.items():
+                while lock.moves:
+                    self._access.look(number, lock.moves.popleft())
             self._access.tick()
             for address, device in self.devices.items():
                 if not (device.online or device.told) and self.clock() - device.since_ms >= MISSING_MS:
@@ -350,13 +314,15 @@ class OsdpPost:
                 self._idle(spot)
 
     def stop(self) -> None:
-        """All doors locked."""
+        """All doors locked, and the port free for whoever comes next."""
         with suppress(ReaderLost):
             for lock in self._locks.values():
                 lock.stand_free(False)
             end_ms = self.clock() + STOP_MS
             while self.clock() < end_ms and any(not ticket.is_done for _, ticket in self._asked):
                 self.step()
+        self._screen.also = lambda _: None
+        self._close()
 
     # --- the line --------------------------------------------------------------------------------------------
 
@@ -369,6 +335,8 @@ class OsdpPost:
         for address, ticket in done:
             if ticket.reply is not None:
                 self._on_message(address, ticket.reply)
+        for lock in self._locks.values():  # also while a card takes its time: what stands free goes on doing so
+            lock.look()
         self._pump()
 
     def tell(self, address: int, command: Message) -> None:
@@ -405,24 +373,21 @@ class OsdpPost:
         self._say(f"{address}: {NEWS[code][self._at]}")
 
     def _on_message(self, address: int, message: Message) -> None:
-        spot, device = self._spots.get(address), self.devices[address]
+        spot = self._spots.get(address)
         match message:
             case osdp.InputStatus():
                 for lock in self._locks.values():
                     lock.sees(address, message.inputs)
             case osdp.LocalStatus():
-                for name, codes, now in (
-                    ("tamper", ("tamper_end", "tamper"), message.tamper != 0),
-                    ("power", ("power_back", "power_fault"), message.power != 0),
-                ):
-                    if getattr(device, name) is not now:
-                        setattr(device, name, now)
-                        self._note(codes[now], address)
+                self._status(address, "tamper", message.tamper != 0)
+                self._status(address, "power_fault", message.power != 0)
+            case osdp.ReaderStatus():
+                self._status(address, "reader_fault", any(message.readers))
             case osdp.Keypad() if spot is not None:
                 self._typed(spot, message.digits)
             case osdp.RawCard() if spot is not None and address in self._heads:
                 with suppress(FormatError):
-                    self._arrive(spot, Verified.parse(message.card))
+                    self._arrive(spot, Verified(*parse_credential(message), self.clock()))
             case osdp.RawCard():
                 self._note("foreign_credential", address)
             case osdp.Xrd(1, 1, data) if spot is not None and len(data) == 2 and address not in self._heads:
@@ -432,6 +397,13 @@ class OsdpPost:
                     self._arrive(spot, self._card(spot))
             case osdp.Xrd(1, 2) if spot is not None:
                 spot.answers = [message]
+
+    def _status(self, address: int, code: str, now: bool) -> None:
+        """Something is wrong with a device, or no more; noted when it changes."""
+        troubles = self.devices[address].troubles
+        if (code in troubles) is not now:
+            troubles ^= {code}
+            self._note(code if now else f"{code}_end", address)
 
     # --- cards and digits ------------------------------------------------------------------------------------
 
@@ -533,4 +505,6 @@ def open_post(
     bus = Bus(port, line.baud, secrets.token_bytes)
     for address in addresses:
         bus.add(address, keys[address])
-    return OsdpPost(access, bus, line, tell, language, operator, lambda: time.monotonic_ns() // 1_000_000)
+    return OsdpPost(
+        access, bus, line, tell, language, operator, lambda: time.monotonic_ns() // 1_000_000, close=port.close
+    )

@@ -81,6 +81,23 @@ def test_unchanged_list_is_renewed(db: Database, clock: Clock) -> None:
     assert (renewed.created_ms, numbers(renewed)) == (clock.now_ms, [1])
 
 
+def test_revoked_tokens_stand_in_every_file(db: Database, clock: Clock) -> None:
+    """Snapshot, delta and freshness name each revoked token, until it would have expired by itself."""
+    terminal = Blacklist(ENTERPRISE)
+    change(db, 1, 2, 3)
+    with db.write() as tx:
+        assert blacklists.revoke_token(tx, LI, ENTERPRISE, b"tok1")
+        assert not blacklists.revoke_token(tx, LI, ENTERPRISE, b"tok1")
+    for kind in (FileKind.SNAPSHOT, FileKind.FRESHNESS, FileKind.DELTA):
+        if kind is FileKind.DELTA:
+            change(db, 4)
+        assert export(db, terminal.version).kind is kind
+        terminal = at_terminal(db, terminal)
+        assert terminal.revoked == (b"tok1",)
+    clock.now_ms += blacklists.TOKEN_MS
+    assert at_terminal(db, terminal).revoked == ()
+
+
 def test_long_absence_gets_the_snapshot(db: Database, clock: Clock) -> None:
     """A terminal more than 90 days behind gets the snapshot."""
     change(db, *range(20))

@@ -145,3 +145,22 @@ def test_days_are_dates() -> None:
     """The month's last day is found in every month."""
     assert attendance.month_days("2028-02") == (date(2028, 2, 1), date(2028, 2, 29))
     assert attendance.month_days("2026-12") == (date(2026, 12, 1), date(2026, 12, 31))
+
+
+def test_holidays_of_a_calendar(office: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The days of an iCalendar file are off, those between them as planned; a wrong file changes nothing."""
+    days = "".join(
+        f"BEGIN:VEVENT\r\nUID:{day}\r\nDTSTART;VALUE=DATE:202601{day}\r\nEND:VEVENT\r\n" for day in ("05", "06", "09")
+    )
+    path = tmp_path / "holidays.ics"
+    path.write_text(f"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:-\r\n{days}END:VCALENDAR\r\n")
+    words = ["report", "day", "off", "2026-01-01", "2026-01-08", "--calendar", str(path)]
+    assert run(office, capsys, *words, operator="admin")["days"] == 2
+    assert run(office, capsys, *words, "2026-02-01", operator="admin", code=2)["exit"] == 2
+    assert run(office, capsys, "report", "day", "off", "--calendar", str(path), operator="admin")["days"] == 0
+    assert "which days" in run(office, capsys, "report", "day", "off", operator="admin", code=2)["message"]
+    path.write_text("rubbish")
+    assert "holidays.ics" in run(office, capsys, *words, operator="admin", code=2)["message"]
+    assert attendance.spans([]) == []
+    one, two, three, five = (date(2026, 1, n) for n in (1, 2, 3, 5))
+    assert attendance.spans({five, two, one, three}) == [(one, three), (five, five)]

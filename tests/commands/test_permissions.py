@@ -13,7 +13,7 @@ import click
 import pytest
 
 import cli
-from backoffice import operators
+from backoffice import enterprises, operators
 from backoffice.database import PLATFORM, Database
 from backoffice.installation import Installation
 from backoffice.operators import PERMISSIONS, Credential, Permission, Role
@@ -77,6 +77,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "sam report-lost": [SERIAL],
     "blacklist add": [SERIAL],
     "blacklist remove": [SERIAL],
+    "blacklist revoke-token": ["0102030405060708"],
     "blacklist export": ["file"],
     "key make": ["card", "2"],
     "key state": ["card", "2", "active"],
@@ -100,6 +101,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "settle close-day": ["2026-01-01"],
     "settle accept-gap": [SERIAL, "main", "--reason", "r", "--second-operator", "finance"],
     "settle approve": ["e"],
+    "settle unexpire": [SERIAL, "main", "--reason", "r"],
     "report shift": ["day", "09:00", "18:00"],
     "report plan": ["2026-01-01", "off,off,off,off,off,off,off"],
     "report day": ["off", "2026-01-01"],
@@ -109,6 +111,11 @@ ARGUMENTS: dict[str, list[str]] = {
     "report corrections": ["--month", "2026-01"],
     "report attendance": ["--month", "2026-01"],
     "report punches": ["--from", "2026-01-01"],
+    "wallet voucher make": ["b1", "2", "50", "vouchers", "--expires", "2027-12-31"],
+    "wallet voucher cancel": ["b1"],
+    "wallet grant make": ["b1", "202612", "50", "--expires", "2027-12-31"],
+    "web token add": [TERMINAL, "token"],
+    "web token revoke": ["t"],
     "terminal adms approve": ["A1", "--name", "gate"],
     "terminal adms retire": ["A1"],
     "settle propose": ["e", "--from", "bank", "--to", "refunds", "--amount-fen", "1", "--note", "n"],
@@ -127,6 +134,9 @@ OPEN = {
     "sim authentication": "simulated hardware",
     "sim make": "simulated hardware",
     "sim sim": "simulated hardware",
+    "sim door": "simulated hardware",
+    "sim pn532": "simulated hardware",
+    "sim uid": "simulated hardware",
     "sim phone": "simulated hardware",
     "sim batch": "simulated hardware",
     "apdu send": "whoever holds a card and a reader can do this",
@@ -139,25 +149,28 @@ OPEN = {
     "terminal acknowledge": "the till's own",
     "terminal status": "the till's own",
     "sim terminal": "simulated hardware",
-    "sim pn532": "simulated hardware",
-    "sim uid": "simulated hardware",
     "terminal scan": "says HELLO, as whoever holds the cable can",
     "terminal identity make": "a key that only an authority's token makes good for something",
     "terminal identity show": "the installer's own token",
     "terminal authority make": "a key that only terminals which are given it obey",
     "terminal authority token": "the authority's key is its authority",
     "terminal authority config": "the authority's key is its authority",
+    "terminal authority firmware": "the authority's key is its authority",
+    "terminal authority keys": "the authority's key is its authority",
     "terminal check-report": "whoever has a record and the public key can check it",
     "terminal info": "the terminal checks the installer's token",
     "terminal pair": "the terminal checks the installer's token",
     "terminal clock": "the terminal checks the installer's token",
     "terminal push": "the terminal checks the installer's token",
+    "terminal rollback": "the terminal checks the installer's token",
+    "terminal load-keys": "the terminal checks two installers' tokens",
     "terminal param": "the terminal checks the installer's token",
     "terminal collect": "the terminal checks the installer's token",
     "terminal diagnose": "the terminal checks the installer's token",
     "terminal provision": "the terminal checks the installer's token",
     "terminal report": "the terminal checks the installer's token",
     "terminal run": "the terminal's own: its SAM is its authority",
+    "terminal head": "its SAM is its authority, and the line's key",
     "terminal schema": "says what a file may hold",
 }
 
@@ -186,12 +199,29 @@ OPEN_ARGUMENTS: dict[str, list[str]] = {
     "sim terminal": ["till", "--pty"],
     "sim pn532": ["reader", "--pty"],
     "sim uid": ["reader", "--pty"],
+    "sim door": ["line", "--pty"],
+    "terminal head": ["--port", "no-port", "--address", "5", "--sam-reader", "sim:sam.img"],
     "terminal scan": ["--port", "no-port"],
     "terminal identity make": ["an.key", "--name", "An"],
     "terminal identity show": ["--identity", "an.key"],
     "terminal authority make": ["site.key"],
     "terminal authority token": ["an.key.request", "--site", "east", "--authority", "site.key"],
     "terminal authority config": ["c.toml", "c.signed", "--serial", "POS-1", "--authority", "site.key"],
+    "terminal authority firmware": ["f", "f.signed", "--for", "M", "--version", "1", "--authority", "site.key"],
+    "terminal authority keys": [
+        "k",
+        "k.signed",
+        "--serial",
+        "POS-1",
+        "--x25519",
+        "00" * 32,
+        "--version",
+        "1",
+        "--authority",
+        "site.key",
+    ],
+    "terminal rollback": _LINE,
+    "terminal load-keys": ["file", "--second", "bo.key", *_LINE],
     "terminal info": _LINE,
     "terminal check-report": ["record.json", "--authority-public", "site.key.pub"],
     "terminal pair": ["--fingerprint", "A" * 26, *_LINE],
@@ -248,6 +278,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             admin = operators.get(tx, ENTERPRISE, "admin")
             for role in (Role.ADMINISTRATOR, Role.ISSUER, Role.FINANCE, Role.AUDITOR):
                 operators.add(tx, admin, ENTERPRISE, role.value, role, credential)
+            enterprises.change_setting(tx, admin, ENTERPRISE, "balance_expires", "2020-12-31")
         with Database(folder / "platform.sqlite", "platform") as db, db.write() as tx:
             platform = operators.get(tx, PLATFORM, "platform")
             assert platform.role is Role.PLATFORM

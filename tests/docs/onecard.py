@@ -94,7 +94,7 @@ def _watch(line: socket.socket) -> None:
         os.close(file)
     ended = os.pidfd_open(child)
     while True:
-        ready, _, _ = select.select([line, ended], [], [])
+        ready, _, _ = select.select([line.fileno(), ended], [], [])
         if ended in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             line.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))

@@ -1,10 +1,11 @@
-"""``script/soak [--seeds N] [--start S] [--rotation]``: random days, or rotations of keys with so many people.
+"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning]``: random days, rotations of keys, cut lines.
 
 The first that does not add up is told with its seed.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -14,6 +15,22 @@ from pathlib import Path
 from cardlib.errors import OneCardError
 from tests.soak.day import Day
 from tests.soak.rotation import Rotation
+from tests.terminals.provisioned import cut_at
+
+
+def _provisioning() -> int:
+    """Cut the line at each byte until one is too late to matter."""
+    with tempfile.TemporaryDirectory() as folder:
+        byte, was_cut = 0, True
+        while was_cut:
+            byte += 1
+            was_cut, faults = cut_at(Path(folder) / f"{byte}", byte)
+            if faults:
+                sys.stdout.write(f"cut at byte {byte} FAILED: {'; '.join(faults)}\n")
+                return 8
+            shutil.rmtree(Path(folder) / f"{byte}")
+    sys.stdout.write(f"{byte} cuts, each provisioned to its end\n")
+    return 0
 
 
 def main() -> int:
@@ -23,7 +40,10 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=1)
     parser.add_argument("--acts", type=int, default=60)
     parser.add_argument("--rotation", action="store_true", help="rotate the keys of 20 people instead of a day")
+    parser.add_argument("--provisioning", action="store_true", help="cut a terminal's provisioning at every byte")
     options = parser.parse_args()
+    if options.provisioning:
+        return _provisioning()
     began = time.monotonic()
     for seed in range(options.start, options.start + options.seeds):
         with tempfile.TemporaryDirectory() as folder:

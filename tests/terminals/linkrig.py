@@ -19,6 +19,7 @@ from terminals.journal import Journal
 from terminals.link import Desk, Master, Slave
 from terminals.lists import TerminalLists
 from terminals.services import ConfigStore, FileStore, Host
+from terminals.software import Firmware, ReaderKeys
 from tests.secretwatch import register
 
 NOW = 1_790_000_000_000
@@ -136,6 +137,7 @@ class WallClock:
 
     def __init__(self) -> None:
         self.ms = NOW
+        self.back = False
 
     def now_ms(self) -> int:
         return self.ms
@@ -166,7 +168,7 @@ class Terminal:
     def start(self) -> None:
         """Power on: nothing but the disk is remembered."""
         self.pairing = PairingFile(self.folder / "pairing.json")
-        files = FileStore(self.folder / "files", 1 << 20, frozenset({"config", "list", "firmware"}))
+        files = FileStore(self.folder / "files", 1 << 20, frozenset({"config", "list", "firmware", "keys"}))
         settings = ConfigStore(self.folder / "config.signed", self.serial)
         if authority := bytes.fromhex(self.pairing.state.authority):
             settings.open(authority)
@@ -174,6 +176,8 @@ class Terminal:
             self.serial, "OC-POS", "0.1.0", self.wall, files, self.key, SigningKey(bytes(range(9, 41))), self.journal,
             self.lists, settings, lambda: bytes.fromhex(self.pairing.state.authority),
             tests={"card": lambda: "card seen"}, reset=self._reset,
+            firmware=Firmware(self.folder / "firmware", (self.serial, "OC-POS")),
+            reader_keys=ReaderKeys(self.folder, self.serial, lambda: self.key.private),
         )  # fmt: skip
 
     def _reset(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import re
 import tomllib
 from dataclasses import fields
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cardlib.errors import ConfigError
 from terminals.attendance import Mode
 from terminals.config import Kind, load, parse, schema
-from terminals.doors import AntiPassback, Week
+from terminals.doors import AntiPassback, Hardware, OsdpLine, Week
 from terminals.policy import PurseOrder, Rules
 from terminals.prices import Item, Period, Prices
 
@@ -308,6 +308,29 @@ def test_an_access_terminal_has_doors_with_hours() -> None:
     assert (two.groups, two.pin_hours, two.schedules) == (2**64 - 1, None, one.schedules)
 
 
+def test_doors_hang_on_a_line() -> None:
+    """Port and addresses land in line and hardware; a door has its lock at a reader unless another device is named."""
+    config = parse(EXAMPLES[Kind.ACCESS])
+    assert config.osdp == OsdpLine("/dev/ttyUSB0", 9_600, frozenset({7}))
+    assert config.hardware == {1: Hardware(5, 6, 6), 2: Hardware(7)}
+    assert (config.hardware[1].device, config.hardware[2].device) == (6, 7)
+    with pytest.raises(ConfigError, match=r"\[osdp\]"):
+        parse(EXAMPLES[Kind.ACCESS].partition("\n[osdp]")[0])
+
+
+def test_holidays_of_a_file(tmp_path: Path) -> None:
+    """The days of a calendar file are holidays of each door, beside those in the settings; a missing one is named."""
+    path, calendar, day = tmp_path / "door.toml", tmp_path / "a.ics", datetime.now(UTC).date() + timedelta(30)
+    path.write_text(EXAMPLES[Kind.ACCESS].replace("holidays.ics", str(calendar)))
+    with pytest.raises(ConfigError, match=r"a\.ics"):
+        load(path)
+    event = f"BEGIN:VEVENT\r\nUID:1\r\nDTSTART;VALUE=DATE:{day:%Y%m%d}\r\nEND:VEVENT\r\n"
+    calendar.write_text(f"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:-\r\n{event}END:VCALENDAR\r\n")
+    config = load(path)
+    assert config.holidays == {date(2026, 10, 1), date(2026, 10, 2), day}
+    assert all(rules.holidays == config.holidays for rules in config.doors.values())
+
+
 def test_an_attendance_terminal_has_punch_rules() -> None:
     """Mode and hours land in the rules of punches."""
     rules = parse(EXAMPLES[Kind.ATTENDANCE]).punches
@@ -334,6 +357,15 @@ def test_an_attendance_terminal_has_punch_rules() -> None:
         (Kind.ACCESS, "[2026-10-01,", "[3,", "holidays =", "a date like"),
         (Kind.ACCESS, "zone_inside = 11", "", "[doors.2]", "zone_inside is missing"),
         (Kind.ACCESS, "zone_inside = 11", "zone_inside = 65536", "zone_inside = 65536", "between"),
+        (Kind.ACCESS, "baud = 9600", "baud = 9601", "baud =", "take one of"),
+        (Kind.ACCESS, "heads = [7]", "heads = [9]", "heads =", "no reader of a door"),
+        (Kind.ACCESS, "reader_out = 6", "reader_out = 5", "reader_out =", "another reader than reader_in"),
+        (Kind.ACCESS, "reader_out = 6", "reader_out = 127", "reader_out =", "between 0 and 126"),
+        (Kind.ACCESS, "reader_in = 7", "reader_in= 5", "reader_in= 5", "another door's already"),
+        (Kind.ACCESS, "reader_in = 7", "reader_in = 7\ndoor_device = 6", "[doors.2]", "this lock of address 6"),
+        (Kind.ACCESS, "reader_in = 7", "", "[doors.2]", "a door on the line has a reader"),
+        (Kind.ACCESS, "port = ", "#", "[osdp]", "port is missing"),
+        (Kind.ACCESS, "holidays.ics", "", "holidays_file =", "a file name"),
         (Kind.ACCESS, "[doors.2]", "[doors.0]", "[doors.0]", "N from 1"),
         (Kind.ACCESS, "[doors.2]", "[doors.left]", "[doors.left]", "N from 1"),
         (Kind.ACCESS, "[doors.2]", "[rules]", "[rules]", "no setting of access"),

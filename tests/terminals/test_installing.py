@@ -31,6 +31,8 @@ journal = "j.db"
 lists = "l.db"
 list_root_key = "{ROOT.public.hex()}"
 """
+SECOND = "the second one drums"
+register(SECOND, "SECOND_IDENTITY_PASSPHRASE")
 for _name, _value in PASSPHRASES.items():
     register(_value, _name)
 
@@ -281,6 +283,43 @@ def test_clocks_years_off(place: Place) -> None:
     place.pair()
     reason, words = place.fails(1, *place.on("clock"))
     assert (reason, "before the newest journal record" in words) == ("clock_back", True)
+
+
+def test_firmware_keys_and_a_clock_set_back(place: Place) -> None:
+    """Firmware goes forward and one step back; keys and an earlier time take a second operator at the command."""
+    place.start("--kind", "access")
+    pin_authority(place)
+    (place.folder / "code").write_bytes(bytes(5000))
+    for version in (1, 2):
+        args = ["code", f"v{version}", "--for", "OC-ACCESS", "--version", str(version)]
+        place.run("terminal", "authority", "firmware", *args)
+        assert place.run(*place.on("push", f"v{version}"))["version"] == version
+    back = place.run(*place.on("rollback"))
+    assert (back["version"], back["former"]) == (1, 2)
+    info = place.run(*place.on("info"))
+    assert info["software"].endswith("firmware 1")
+
+    key = "8C" * 15 + "21"
+    register(bytes.fromhex(key), "a reader's key")
+    (place.folder / "readers").write_text(f"5 {key}\n")
+    seal = ["readers", "sealed", "--serial", "SIM-0001", "--version", "1", "--x25519", info["x25519"]]
+    place.run("terminal", "authority", "keys", *seal)
+    (place.folder / "SECOND").write_text(SECOND + "\n")
+    place.env |= {"ONECARD_SECOND_IDENTITY_PASSPHRASE_FILE": "SECOND"}
+    first = dict(place.env)
+    place.env["ONECARD_IDENTITY_PASSPHRASE_FILE"] = "SECOND"
+    place.run("terminal", "identity", "make", "bo.key", "--name", "Bo")
+    place.env = first
+    both = ["--verb", "keys", "--verb", "clock", "--verb", "push"]
+    for name in ("bo.key", "an.key"):
+        place.run("terminal", "authority", "token", f"{name}.request", "--site", "east", *both)
+    assert "--second" in place.fails(2, *place.on("load-keys", "sealed"))[1]
+    assert place.run(*place.on("load-keys", "sealed", "--second", "bo.key"))["readers"] == 1
+    assert (place.folder / "till" / "scbk").read_text() == f"5 {key.lower()}\n"
+
+    place.start("--clock-off", "3600", "--entries", "1")
+    assert place.fails(1, *place.on("clock"))[0] == "clock_back"
+    assert abs(place.run(*place.on("clock", "--second", "bo.key"))["now_drift_ms"]) < 2000
 
 
 def test_a_restart_keeps_what_matters(place: Place) -> None:

@@ -340,6 +340,18 @@ def test_revoked_installer(terminal: Terminal) -> None:
         again(terminal, Line())
 
 
+def test_revoked_by_a_list(terminal: Terminal) -> None:
+    """A token revoked in the head of a list works no longer once the list is in force, nor after a restart."""
+    one = paired(terminal, Line())
+    whole = blacklist.Blacklist(1001, 1, NOW, {}, (b"tok1",))
+    one.request(smp.LIST_TAKE, {0: one.upload("list", blacklist.snapshot(ROOT, whole))})
+    with pytest.raises(Refused, match="revoked"):
+        one.request(smp.JOURNAL_HEAD)
+    terminal.start()
+    with pytest.raises(Refused, match="revoked"):
+        again(terminal, Line())
+
+
 def test_verbs(terminal: Terminal) -> None:
     """A token allows its verbs and no others."""
     paired(terminal, Line())

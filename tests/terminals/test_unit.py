@@ -15,24 +15,36 @@ from typing import Any
 import pytest
 
 from cardlib.blacklist import Blacklist, ListReason, snapshot
+from cardlib.crypto.sealing import seal_to
+from cardlib.crypto.signing import SigningKey
 from cardlib.errors import Refused
 from cardlib.records import PunchReport, Transaction
 from cardlib.serialport import SerialPort
-from cardlib.wire import smp
+from cardlib.wire import cbor, smp
+from cardlib.wire.authority import SignedFile
 from cardlib.wire.link import parse_label
 from simulator.rig import PIN, Enterprise
 from terminals.config import Kind
 from terminals.installer import Client
 from terminals.link import Master
+from terminals.software import keys_aad
 from tests.secretwatch import WATCH
-from tests.terminals.linkrig import AUTHORITY, config_file, installer
+from tests.terminals.linkrig import AUTHORITY, OTHER, VERBS, config_file, installer, token
+from tests.terminals.osdp_world import key_of
+from tests.terminals.test_osdp_processes import LINE, Readers
 from tests.terminals.test_run import CLI, DOORS, PATIENCE_S, SIGNER, Site
 
 DAY_MS = 86_400_000
+ALL = (*VERBS, "keys")
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def lasting() -> dict[str, Any]:
+    """When a token holds."""
+    return {"not_before_ms": now_ms() - DAY_MS, "not_after_ms": now_ms() + DAY_MS}
 
 
 class Unit:
@@ -66,7 +78,7 @@ class Unit:
     def line(self, *, pair: bool = False) -> Iterator[Client]:
         """A session over the line."""
         port = SerialPort(str(self.home / "port"))
-        who = installer(not_before_ms=now_ms() - DAY_MS, not_after_ms=now_ms() + DAY_MS)
+        who = installer(verbs=ALL, **lasting())
         try:
             master = Master(port, time.monotonic, os.urandom, port.gap_s)
             one = Client(master, 1, self.label["serial"], time.monotonic, os.urandom)
@@ -81,7 +93,10 @@ class Unit:
         finally:
             port.close()
 
-    def configure(self, one: Client, version: int, kind: str = "pos", more: str = "", enterprise_id: int = 0) -> None:
+    def configure(
+        self, one: Client, version: int, kind: str = "pos", more: str = "", enterprise_id: int = 0,
+        became: str | None = None,
+    ) -> None:  # fmt: skip
         """Sign a configuration, send it and put it in force."""
         body = (
             f'version = {version}\nkind = "{kind}"\njournal = "/nowhere/j"\nlists = "/nowhere/l"\n'
@@ -91,7 +106,8 @@ class Unit:
         raw = config_file(version, self.label["serial"], body=body.encode(), created_ms=now_ms() - 1000)
         digest = one.upload("config", raw)
         one.request(smp.CONFIG_APPLY, {0: one.request(smp.CONFIG_GET)[1], 1: digest})
-        assert self.event() == {"event": "configured", "kind": kind, "version": version}
+        now = {"kind": kind, "version": version} if became is None else {"kind": became, "version": 0}
+        assert self.event() == {"event": "configured", **now}
 
     def push(self, one: Client, version: int, *lost: bytes) -> None:
         """Sign a list, send it and put it in force."""
@@ -184,3 +200,36 @@ def test_a_simulated_terminal_becomes_each_kind(site: Site) -> None:
         file = one.collect(site.path("dump"))
     assert len([entry for entry in file.entries if isinstance(entry.record, PunchReport)]) == 1
     unit.kill()
+
+
+def test_doors_whose_readers_keys_came_over_the_line(enterprise: Enterprise, tmp_path: Path) -> None:
+    """A door terminal waits for its readers' keys, works once two operators loaded them, and takes a new plan live."""
+    site = Site(enterprise, tmp_path, Kind.ACCESS)
+    for name, text in (("pin", PIN), ("scbk", "".join(f"{n} {key_of(n).hex()}\n" for n in (5, 6, 7)))):
+        site.path(name).write_text(text)
+    site.path("scbk").chmod(0o600)
+    site.new_card()
+    readers = Readers(site)
+    unit = Unit(site, "sim", "terminal", "home", "--pty", "--kind", "access", "--sam", "sam.img", "--language", "en")
+    try:
+        with unit.line(pair=True) as one:
+            unit.configure(one, 1, "access", LINE, became="")
+            unit.push(one, 1)
+            second = SigningKey(bytes(range(7, 39)))
+            sealed = seal_to(
+                one.request(smp.INFO)[3], cbor.encode({1: {n: key_of(n) for n in (5, 6, 7)}}),
+                keys_aad(unit.label["serial"], 1), os.urandom,
+            )  # fmt: skip
+            raw = SignedFile("keys", unit.label["serial"], 1, now_ms(), sealed).encode(AUTHORITY)
+            one.allow(token(OTHER, ed25519=second.public, verbs=ALL, **lasting()), second, "keys")
+            assert one.request(smp.KEYS_LOAD, {0: one.upload("keys", raw)}) == {0: 1, 1: 3}
+            assert unit.event() == {"event": "configured", "kind": "access", "version": 1}
+            for version in (2, 3):
+                readers.until("text present the card", 3)
+                readers.type(f"5 card {site.path('card.img')}")
+                assert unit.event()["granted"] is True
+                readers.type("5 take")
+                unit.configure(one, version, "access", LINE)
+    finally:
+        unit.kill()
+        readers.close()
