@@ -54,9 +54,10 @@ NOUNS = {
     "settle": "backoffice.commands.settle",
     "report": "backoffice.commands.report backoffice.commands.attendance",
     "audit": "backoffice.commands.audit",
+    "web": "backoffice.commands.web",
     "db": "backoffice.commands.db",
     "ota": "backoffice.commands.ota",
-    "sim": "simulator.commands simulator.entrance terminals.simulated",
+    "sim": "simulator.commands simulator.entrance simulator.handset terminals.simulated",
     "apdu": "cardlib.commands",
 }
 """Each module has one click command named ``command``; a noun of two rooms has the verbs of both."""
@@ -107,6 +108,7 @@ HELP = {
     "settle": "Collect journals, verify, post, reconcile.",
     "report": "Attendance: shifts, leave, corrections, the month.",
     "audit": "Who did what; proof that nothing was changed.",
+    "web": "The office over HTTP: serve terminals, make tokens.",
     "db": "State of the databases: status, migrate, backup, verify.",
     "ota": "Packets over the air: take apart, make.",
     "sim": "Simulated cards and SAMs behind a virtual reader.",
@@ -117,9 +119,13 @@ HELP = {
 def _open_simulated(rest: str) -> Transport:
     from simulator.image import keep, load  # noqa: PLC0415  # only for sim: readers
 
-    path = Path(rest)
+    name, cut, step = rest.partition("?cut=")
+    if cut and not step.isdecimal():
+        raise errors.ConfigError(f"sim:{rest}: ?cut= is the step at which the card is pulled away, from 1 on")
+    path = Path(name)
     card = load(path)
     keep(card, path)
+    card.power.cut_at(int(step or 0))
     return card
 
 

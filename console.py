@@ -224,6 +224,18 @@ def write_new(path: Path, data: bytes) -> None:
         raise ConfigError(f"{path} can't be written: {e.strerror}") from e
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Write a new file that only its owner may read. Raises Conflict when it exists, ConfigError."""
+    require_new(path)
+    try:
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as e:
+        raise ConfigError(f"{path} can't be written: {e.strerror}") from e
+
+
 def _read_secret(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from datetime import datetime
 from hashlib import sha256
 from ipaddress import ip_address, ip_network
@@ -20,6 +19,7 @@ from backoffice.attendance import Reported
 from backoffice.audit import Event
 from backoffice.database import Database, Tx
 from backoffice.operators import Operator, Permission, require
+from backoffice.web import caller_address, http_server, read_body
 from cardlib.errors import ConfigError, DatabaseError, FormatError, NotFound, Refused
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ MAX_DROPPED = 64 << 20
 """Bytes of one post of what is not kept, such as photos: it is read and forgotten piece by piece."""
 SMALL = 4096
 """Bytes of a post that is committed at once, not in a thread."""
-BODY_S = 60
-"""An upload that takes longer is given up; its terminal sends it again."""
 MAX_BAD = 1000
 """Bad lines kept of a device; more of them tell nothing new."""
 _DEVICE = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -273,7 +271,7 @@ class Server:
             ("ping", True),
         }:  # fmt: skip
             return 404, "there is nothing here"
-        number, address = query.get("SN", ""), self._address(request)
+        number, address = query.get("SN", ""), caller_address(request, self.proxy)
         punches = post and name == "cdata" and query.get("table", "").upper() == "ATTLOG"
         if not punches or number not in self._seen:  # a stranger's body is not read; who was here is asked in take()
             with self.db.read() as tx:
@@ -281,7 +279,7 @@ class Server:
             self._seen.add(number)
             if not post:
                 return 200, options(device, self.offset_min) if name == "cdata" else "OK"
-        body = await _read(request, MAX_UPLOAD if punches else MAX_DROPPED, punches)
+        body = await read_body(request, MAX_UPLOAD if punches else MAX_DROPPED, keep=punches)
         if body is None:
             return 413, "too large"
         if not punches:
@@ -294,54 +292,7 @@ class Server:
             await asyncio.to_thread(take, *arguments)
         return 200, f"OK: {upload.lines}"
 
-    def _address(self, request: Request) -> str:
-        """Where the terminal calls from. Raises Refused when a call went around the proxy."""
-        peer = request.client.host if request.client else ""
-        if not self.proxy:
-            return peer
-        if peer != self.proxy:
-            raise Refused("device", "calls come through the proxy")
-        return request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-
-
-async def _read(request: Request, limit: int, keep: bool) -> bytes | None:
-    """The body of a call, empty when it is not kept, None when it is above the limit."""
-    size, parts = 0, []
-    async with asyncio.timeout(BODY_S):
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                return None
-            if keep:
-                parts.append(part)
-    return b"".join(parts)
-
-
-def listen(host: str, port: int, proxy: str = "") -> socket.socket:
-    """A socket to serve on. Raises ConfigError beyond this machine without a proxy: there is no TLS here; OSError."""
-    try:
-        address = ip_address(host)
-        if proxy:
-            ip_address(proxy)
-    except ValueError as e:
-        raise ConfigError("the server's and the proxy's address are written as numbers, such as 127.0.0.1") from e
-    if not address.is_loopback and not proxy:
-        raise ConfigError(f"{host} is seen from elsewhere: put a TLS proxy before it and give --behind-proxy ADDRESS")
-    line = socket.create_server((host, port), family=socket.AF_INET6 if address.version == 6 else socket.AF_INET)
-    # Every connection inherits it; asyncio sets it only on sockets that say which protocol they are.
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return line
-
 
 def web_server(server: Server) -> uvicorn.Server:
     """What serves it. Raises ConfigError without the extra."""
-    try:
-        import uvicorn  # noqa: PLC0415  # the extra "web"
-    except ImportError as e:
-        raise ConfigError('the server needs the extra "web": install onecard[web]') from e
-    # Addresses and serial numbers are personal enough: no access log. X-Forwarded-For is read above, by our rule.
-    config = uvicorn.Config(
-        server.app(), log_config=None, access_log=False, proxy_headers=False, server_header=False, lifespan="off",
-        ws="none", limit_concurrency=512, timeout_keep_alive=75,
-    )  # fmt: skip
-    return uvicorn.Server(config)
+    return http_server(server.app())

@@ -79,6 +79,9 @@ class Event(StrEnum):
     ATTENDANCE_PLANNED = "attendance.planned"
     ATTENDANCE_CORRECTED = "attendance.corrected"
     DATABASE = "database.changed"
+    WEB_ACCESS = "web.access"
+    VOUCHERS_CHANGED = "wallet.vouchers"
+    SUBSIDY_GRANTED = "wallet.subsidy_granted"
 
 
 class Head(NamedTuple):

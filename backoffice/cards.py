@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum, unique
 from typing import NamedTuple
 
-from backoffice import audit, blacklists, chips, jobs, ledger, members, outbox, reconcile
+from backoffice import audit, batches, blacklists, chips, jobs, ledger, members, outbox, reconcile
 from backoffice.audit import Event
 from backoffice.batches import WashSteps
 from backoffice.chips import CardState
@@ -30,6 +30,7 @@ from cardlib.iso7816 import read_binary
 from cardlib.profile import AccessRights, CardKind, Holder, Purse, check_serial, load_profile
 from cardlib.purse import read_log
 from cardlib.transport import Transport
+from keymgmt.handle import KeyHandle
 from keymgmt.personalise import PersonalPlan, personalise
 from keymgmt.retire import retire
 from keymgmt.slot import SlotPlan, open_slot
@@ -413,11 +414,12 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
         if known.state not in (CardState.WASHED, CardState.IN_USE):
             raise Refused("card_used", f"card {serial.hex().upper()} is {known.state}: take another one")
         return serial
-    if office.platform_operator is None or office.initial is None:
-        raise Refused("wash", "this card is not washed: the platform washes cards first")
     chip = chip_number(new.card)
+    initial = _vendor_key(office, chip)
+    if office.platform_operator is None or initial is None:
+        raise Refused("wash", "this card is not washed: the platform washes cards first")
     job = f"chip {chip}" if chip else f"chips without number, ATR {new.card.atr.hex().upper()}"
-    steps, kcv = _ChipSteps(work, office.platform), office.initial.kcv.hex().upper()
+    steps, kcv = _ChipSteps(work, office.platform), initial.kcv.hex().upper()
     tried = steps.steps(job)
     if not may_try(tried, kcv, trusted=bool(chip)) and not was_refused(tried, kcv):
         raise CryptoError(
@@ -425,9 +427,19 @@ def _washed(office: Office, work: Work, new: NewCard) -> bytes:
             " --try-again with it"
         )
     serial = serial or office.next_serial(new.kind)
-    plan = WashPlan(job, serial, WASH_VERSION, _today(office), office.card_version, office.initial)
+    plan = WashPlan(job, serial, WASH_VERSION, _today(office), office.card_version, initial)
     wash(new.card, plan, office.store, steps)
     return serial
+
+
+def _vendor_key(office: Office, chip: str | None) -> KeyHandle | None:
+    """The vendor's key of a chip: from its batch where the office has the batch's key, else the one for all."""
+    if chip is not None and office.batch_key is not None:
+        with office.platform.read() as tx:
+            found = batches.of_chip(tx, chip)
+        if found is not None:
+            return found[0].transport_key(found[1], office.batch_key)
+    return office.initial
 
 
 class _ChipSteps(PhaseSteps):

@@ -14,7 +14,7 @@ from enum import StrEnum, unique
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from backoffice import ledger, registry
+from backoffice import ledger, permits, registry
 from backoffice.database import Database, Row, Tx
 from backoffice.ledger import Entry, card_account, cash_account, takings_account, transfer
 from backoffice.sequences import Chain, Move, Position, follow
@@ -194,6 +194,7 @@ def settle_cards(
     )
     tx.executemany(_POSITION, books.places)
     posted = ledger.post(tx, enterprise_id, *books.entries)
+    permits.resolve(tx, enterprise_id, cards)
     return Settled(books.verdicts, posted + _honour(tx, enterprise_id, cards))
 
 
@@ -433,6 +434,9 @@ def _resolve_reuse(books: _Books, record: _Record, waiting: dict[str, _Record]) 
 def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
     """Post what the verdict asks for beyond what is booked already."""
     target = {V.POSTED: "yes", V.IN_DOUBT: "doubt"}.get(record.verdict, "no" if record.booked == "no" else "back")
+    permit = _permit(books, record)
+    if target == "doubt" and permit is not None and permit.payer == ledger.IN_DOUBT:
+        target = record.booked  # its amount has stood in doubt since before the card was asked
     if record.verdict in RETRIED or record.booked == target:
         return
     accounts = _accounts(books, record, by_id)
@@ -491,7 +495,8 @@ def _accounts(books: _Books, record: _Record, by_id: dict[str, _Record]) -> tupl
     """Who gives and who gets; None when that is not known yet."""
     row = record.row
     card = card_account(row["card_serial"], Purse(row["purse"]))
-    other = _ordered(books, record)
+    permit = _permit(books, record)
+    other = permit.payer if permit else _ordered(books, record)
     if other is None and row["undo_of"]:
         other = _undone(books, record, by_id)
         if other is None:
@@ -505,6 +510,13 @@ def _accounts(books: _Books, record: _Record, by_id: dict[str, _Record]) -> tupl
     if other is None:
         other = takings_account(row["terminal"], _day(books, row))
     return (other, card) if record.kind in LOADS else (card, other)
+
+
+def _permit(books: _Books, record: _Record) -> permits.Permit | None:
+    """The host's leave for a load at a terminal."""
+    row = record.row
+    asks = record.kind in LOADS and row["request_id"] and not row["undo_of"]
+    return permits.covering(books.tx, books.enterprise_id, row) if asks else None
 
 
 def _ordered(books: _Books, record: _Record) -> str | None:

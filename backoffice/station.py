@@ -155,8 +155,9 @@ class Office:
     """Everything the flows need: databases, keys, clock, randomness.
 
     ``platform_operator`` acts for the platform (washing, slots) where both are one organisation; ``initial`` is
-    the vendor's key of cards that are not washed yet, ``card_version`` that of the platform's keys in their MF. With
-    ``issuing`` cards are personalised without ``store``.
+    the vendor's key of cards that are not washed yet, ``batch_key`` unwraps those of chips in a batch file,
+    ``card_version`` is that of the platform's keys in their MF. With ``issuing`` cards are personalised without
+    ``store``.
     """
 
     platform: Database
@@ -171,6 +172,7 @@ class Office:
     card_version: int = 1
     label: str = "ONECARD"
     issuing: IssuingStation | None = None
+    batch_key: bytes | None = field(default=None, repr=False)
     _kept: local = field(default_factory=local, repr=False, compare=False)
 
     @property

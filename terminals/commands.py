@@ -15,7 +15,7 @@ import click
 
 from cardlib.errors import ConfigError, OutcomeUnknown
 from cardlib.money import yuan
-from cardlib.sam import CardSam, SamPool
+from cardlib.sam import CardSam, IssuingSam, SamPool
 from cardlib.transport import Transport
 from cardlib.wire.osdp import BAUDS
 from console import AMOUNT, Noun, Session, pass_session
@@ -63,7 +63,7 @@ def open_sam(session: Session, reader: str) -> CardSam:
     pin: Callable[[], bytes] | None = None
     if os.environ.get("ONECARD_SAM_PIN_FILE"):
         pin = lambda: bytes.fromhex(session.secret("sam pin"))  # noqa: E731  # asked for when the SAM is opened
-    return CardSam(session.open_card(reader), pin)
+    return IssuingSam(session.open_card(reader), pin)  # it can prove a control key, which only an issuing SAM holds
 
 
 def open_home(session: Session, sam_reader: str, options: dict[str, Any]) -> Home:
@@ -89,9 +89,15 @@ T = TypeVar("T", bound=Terminal)
 
 
 def _open(
-    session: Session, file: Path, reader: str, make: Callable[[config.Kind], type[T]], screen: Screen | None = None
+    session: Session,
+    file: Path,
+    reader: str,
+    make: Callable[[config.Kind], type[T]],
+    screen: Screen | None = None,
+    *,
+    online: bool = False,
 ) -> T:
-    """A terminal of the class that ``make`` has for the file's kind, with its SAM, journal and list."""
+    """A terminal of the class that ``make`` has for the file's kind, with SAM, journal, list, ``online`` its line."""
     session.refuse_dry_run("a terminal and its SAM can't be tried out")
     settings = config.load(file)
     made = make(settings.kind)
@@ -103,16 +109,21 @@ def _open(
     shown = screen or ConsoleScreen(sys.stderr, "en")
     opened = [sam]  # one that fails is opened anew: it may only have been seated badly
     sams = session.keep(SamPool([lambda: opened.pop() if opened else open_sam(session, reader)], SAM_RETRY_MS))
-    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown)
+    office = None
+    if online and settings.office_url:
+        from terminals.station import open_office  # noqa: PLC0415  # most verbs need no line
+
+        office = open_office(session, settings, sam.info(), journal)
+    return made(settings, journal, lists, sams, _now_ms, secrets.token_bytes, shown, office)
 
 
-def _open_pos(session: Session, file: Path, reader: str) -> Pos:
+def _open_pos(session: Session, file: Path, reader: str, *, online: bool = False) -> Pos:
     def make(kind: config.Kind) -> type[Pos]:
         if kind is not config.Kind.POS:
             raise ConfigError(f"{file} describes a terminal of kind {kind.value}, not a POS")
         return Pos
 
-    return _open(session, file, reader, make)
+    return _open(session, file, reader, make, online=online)
 
 
 def _open_any(session: Session, file: Path, reader: str) -> Terminal:
@@ -158,13 +169,14 @@ def pay(session: Session, amount: int, file: Path, sam_reader: str) -> None:
 
 
 @command.command()
+@click.option("--online", is_flag=True, help="By the office over the line, for a payment whose proof was lost.")
 @terminal_file
 @sam_reader
 @pass_session
-def undo(session: Session, file: Path, sam_reader: str) -> None:
-    """Give the last payment of this terminal back to its card, by the terminal's SAM."""
-    pos = _open_pos(session, file, sam_reader)
-    _present(session, pos.undo_last, session.request_id)
+def undo(session: Session, online: bool, file: Path, sam_reader: str) -> None:
+    """Give the last payment of this terminal back to its card, by the terminal's SAM or the office."""
+    pos = _open_pos(session, file, sam_reader, online=online)
+    _present(session, lambda card: pos.undo_last(card, online=online), session.request_id)
 
 
 @command.command("shift")
@@ -175,11 +187,11 @@ def undo(session: Session, file: Path, sam_reader: str) -> None:
 @pass_session
 def shift_command(session: Session, action: str, cashier: str, file: Path, sam_reader: str) -> None:
     """Open or close a shift, or show its totals so far."""
-    pos = _open_pos(session, file, sam_reader)
+    terminal = _open_any(session, file, sam_reader)
     if action == "open":
-        session.emit({"shift": pos.open_shift(cashier or session.operator)})
+        session.emit({"shift": terminal.open_shift(cashier or session.operator)})
     else:
-        session.emit(pos.totals() if action == "totals" else pos.close_shift())
+        session.emit(terminal.totals() if action == "totals" else terminal.close_shift())
 
 
 @command.command("take-list")
@@ -289,12 +301,8 @@ def run_command(
     if file is None or line["link"] or line["link_pty"]:
         raise ConfigError("give --terminal FILE, or --home FOLDER for a terminal with an installer's line")
 
-    def make(kind: config.Kind) -> type[Terminal]:
-        if kind in posts.ELSEWHERE:
-            raise ConfigError(f"{file}: {posts.ELSEWHERE[kind]}")
-        return posts.KINDS[kind]
-
-    terminal = _open(session, file, sam_reader, make, run.Screen(station.stream, language))
+    screen = run.Screen(station.stream, language)
+    terminal = _open(session, file, sam_reader, posts.KINDS.__getitem__, screen, online=True)
     station.run(terminal, station.post(terminal))
 
 

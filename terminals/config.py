@@ -66,6 +66,11 @@ heads = [7]                     # readers with a SAM of their own
 [punches]                       # attendance
 mode = "hours"                  # key | hours | pair
 coming = 1
+
+[desk]                          # issuing
+readers = ["pcsc:ACS 1"]        # beside --reader
+labels = "labels.txt"
+pin_sheet = "pins.csv"
 """
 
 from __future__ import annotations
@@ -84,6 +89,7 @@ from cardlib.errors import ConfigError
 from cardlib.wire.osdp import BAUDS
 from terminals.attendance import Mode, PunchRules
 from terminals.doors import AntiPassback, DoorRules, Hardware, Hours, OsdpLine, Week
+from terminals.issuing import DeskRules
 from terminals.policy import DAY_MS, MAX_AMOUNT_FEN, PurseOrder, Rules
 from terminals.prices import GROUPS, MAX_ITEMS, MAX_PERCENT, MAX_PERIODS, Item, Period, Prices
 
@@ -120,8 +126,9 @@ class TillRules:
 class TerminalConfig:
     """Everything a terminal is told. ``list_root_key`` is the Ed25519 key that vouches for the blacklist's keys.
 
+    ``office_url`` is where the back office is asked, ``office_ca`` the file of who vouches for its certificate.
     ``doors`` by number are an access terminal's, with ``hardware`` where they hang on the line ``osdp``; ``punches``
-    are an attendance terminal's.
+    are an attendance terminal's, ``desk`` is an issuing terminal's.
     """
 
     version: int
@@ -134,6 +141,8 @@ class TerminalConfig:
     utc_offset_min: int = 480
     journal_limit_bytes: int = 1 << 30
     keep_ms: int = 90 * DAY_MS
+    office_url: str = ""
+    office_ca: Path | None = None
     holidays: frozenset[date] = frozenset()
     holidays_file: Path | None = None
     rules: Rules = field(default_factory=lambda: Rules(0))
@@ -142,6 +151,7 @@ class TerminalConfig:
     osdp: OsdpLine | None = None
     punches: PunchRules = field(default_factory=PunchRules)
     till: TillRules = field(default_factory=TillRules)
+    desk: DeskRules = field(default_factory=DeskRules)
 
 
 _RANGES: dict[str, tuple[int, int]] = {
@@ -184,9 +194,9 @@ _SECTIONS: dict[Kind, tuple[str, ...]] = {
     Kind.ACCESS: ("weeks", "doors", "osdp"),
     Kind.ATTENDANCE: ("weeks", "punches"),
     Kind.RECHARGE: ("rules",),
-    Kind.ISSUING: (),
+    Kind.ISSUING: ("desk",),
 }
-_OWN_SECTIONS = {"rules", "doors", "hardware", "osdp", "punches", "till"}
+_OWN_SECTIONS = {"rules", "doors", "hardware", "osdp", "punches", "till", "desk"}
 _HOLIDAYS = {"holidays", "holidays_file"}
 _NUMBERED = {"weeks": 0xFF, "doors": 0xFFFF}
 """Sections with numbers, and their highest: a card names its schedule in one byte, a report its door in two."""
@@ -211,6 +221,7 @@ def _settings(section: str) -> dict[str, Field[Any]]:
     owners: dict[str, tuple[type[Any], ...]] = {
         "rules": (Rules,), "doors": (DoorRules, Hardware), "osdp": (OsdpLine,), "punches": (PunchRules,),
         "till": (TillRules,),
+        "desk": (DeskRules,),
     }  # fmt: skip
     others = _INHERITED | {"door", "schedules", "holidays", "operators"}  # the section's number, what others say
     return {one.name: one for owner in owners[section] for one in fields(owner) if one.name not in others}
@@ -267,6 +278,8 @@ def _convert(name: str, kind: str, value: object, weeks: Mapping[int, Week] | No
     """One TOML value as its field wants it. Raises ValueError saying what belongs there."""
     if name == "groups" or kind.startswith("frozenset"):
         return _convert_list(name, kind, value)
+    if kind == "tuple[str, ...]":
+        return tuple(str(_convert(name, "str", one)) for one in _list(value, "texts"))
     if kind.startswith("Week"):
         if type(value) is not int or value not in (weeks or {}):
             raise ValueError(f"the number of a section [weeks.N] belongs here, not {value!r}")
@@ -572,6 +585,9 @@ def parse(text: str, name: str = "configuration") -> TerminalConfig:
         return TerminalConfig(**top, rules=_top_rules(top), doors=doors, hardware=hardware, osdp=osdp)
     if kind is Kind.ATTENDANCE:
         return TerminalConfig(**top, rules=_top_rules(top), punches=_punches(name, text, sections, top, weeks))
+    if kind is Kind.ISSUING:
+        desk = DeskRules(**_read(name, text, "desk", _section(name, text, sections, "desk")))
+        return TerminalConfig(**top, rules=_top_rules(top), desk=desk)
     return TerminalConfig(**top, rules=_rules(name, text, sections, top), till=_till(name, text, sections))
 
 
@@ -598,6 +614,8 @@ def _schema_of(name: str, kind: str) -> dict[str, Any]:
         return {"type": "string", "format": "date"}
     if options := _ENUMS.get(kind):
         return {"type": "string", "enum": [option.value for option in options]}
+    if kind == "tuple[str, ...]":
+        return {"type": "array", "items": {"type": "string"}}
     others: dict[str, dict[str, Any]] = {
         "bool": {"type": "boolean"},
         "Path": {"type": "string", "minLength": 1},

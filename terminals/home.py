@@ -59,6 +59,11 @@ class Made:
     def __repr__(self) -> str:
         return f"<Made {self.serial}>"
 
+    @property
+    def sam_info(self) -> SamInfo:
+        """Who its SAM is."""
+        return SamInfo(bytes.fromhex(self.sam), bytes.fromhex(self.terminal), self.enterprise)
+
     @classmethod
     def at(cls, folder: Path, serial: str, model: str, sam: SamInfo | None, enterprise_id: int) -> Self:
         """Read, or make at the first start; without a SAM its numbers are invented.

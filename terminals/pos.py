@@ -15,7 +15,7 @@ from terminals.journal import Job, JobState, LegState
 from terminals.policy import Facts, Leg, Operation, decide, local_time
 from terminals.prices import NO_PRICES, Charge, discounted, percent_of, price
 from terminals.reasons import Reason
-from terminals.runtime import UNDOING, Office, Receipt, Tap, Terminal, guarded_host, host_errors
+from terminals.runtime import UNDOING, Office, Receipt, Tap, Terminal, guarded_host, host_errors, undo_request
 
 
 class Pos(Terminal):
@@ -208,4 +208,5 @@ class Pos(Terminal):
             undo_offline(tap.card, tap.sam, journal, tap.session, move, request)
         else:
             request = replace(request, undo_of=move.origin)
-            load(tap.card, guarded_host(tap.office.host), journal, tap.session, request)
+            host = guarded_host(tap.office.loading(undo_request(move)))
+            load(tap.card, host, journal, tap.session, request)

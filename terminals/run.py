@@ -27,7 +27,7 @@ from cardlib.errors import (
 from cardlib.readers import NOTHING_KNOWN
 from cardlib.transport import Transport
 from terminals.config import Kind
-from terminals.posts.base import STOPPED, AsksForCards, OwnReaders, Post, Watched
+from terminals.posts.base import STOPPED, AsksForCards, AtWork, OwnReaders, Post, Watched
 from terminals.reasons import BY_CODE
 from terminals.runtime import Terminal
 from terminals.screen import ConsoleScreen, Notice, Say
@@ -166,7 +166,7 @@ class Process:
         if line is not None:
             self._line(line)
         elif self._keyboard.ended and reader is None and link is None:
-            self._over = True
+            self._over = not (isinstance(self._post, AtWork) and self._post.busy)
         elif reader is not None:
             self._watch(reader)
         if link is not None and (link.poll() or self._renewal_due):
@@ -270,7 +270,7 @@ class Process:
                 self._present(shown[0])
             elif words and not self._post.order(words):
                 self._note(f"{line[:40]!r} is not understood here: {self._post.usage}, quit")
-            elif words and self._terminal.config.kind is Kind.POS:
+            elif words and self._terminal.config.kind in (Kind.POS, Kind.RECHARGE, Kind.ISSUING):
                 self._known = NOTHING_KNOWN  # the card may lie there already
         except Refused as e:
             self._refused(e)

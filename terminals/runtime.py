@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -107,11 +107,25 @@ class Office(Protocol):
     def host(self) -> Host:
         """Keys that no terminal holds."""
 
-    def allow_undo(self, paid: Transaction) -> None:
-        """The payment is in the books, genuine, and not undone yet."""
+    def loading(self, request_id: str) -> Host:
+        """The host for one load that was allowed: what it computes is good for that alone."""
 
-    def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str) -> None:
-        """The card may be loaded by this much."""
+    def allow_undo(self, paid: Transaction) -> None:
+        """The payment is in the books, genuine, and not undone yet; its load is :func:`undo_request`."""
+
+    def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str, shift: int) -> None:
+        """The card's main purse may be loaded by this much for cash of a shift."""
+
+    def redeem(self, card_serial: bytes, number: str, secret: str) -> int:
+        """The card's main purse may be loaded by a voucher's amount (fen), under the sale ``voucher:NUMBER``."""
+
+    def claim(self, card_serial: bytes, balance_fen: int) -> tuple[str, int]:
+        """The subsidy purse, which holds ``balance_fen``, may be loaded: the sale ``claim:PERIOD:...`` and fen."""
+
+
+def undo_request(paid: Transaction) -> str:
+    """Request id of the load that undoes a payment."""
+    return f"undo:{paid.origin.hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +332,7 @@ class Terminal:
 
     @contextmanager
     def tap(self, card: Transport, office: Office | None = None) -> Iterator[Tap]:
-        """One authenticated card, by the terminal's SAM, or as recharge authority by the office's host.
+        """One authenticated card, by the terminal's SAM, then as recharge authority by the office's host if given.
 
         Raises Refused with the reason, TransportError when the card is gone.
         """
@@ -333,15 +347,23 @@ class Terminal:
         enterprise_id = self.config.enterprise_id
         if sam.info().enterprise_id != enterprise_id or sam.info().terminal != self.journal.terminal:
             raise Reason.SAM_FAULT.refusal("the SAM in the terminal is another terminal's")
-        keys, purpose = (sam, self.purpose) if office is None else (guarded_host(office.host), Purpose.RECHARGE)
         try:
-            return open_application(card, keys, enterprise_id, self._random_bytes, purpose)
+            session = open_application(card, sam, enterprise_id, self._random_bytes, self.purpose)
         except Refused as e:
             if e.reason == Reason.APPLICATION_BLOCKED.code:
                 self._close_blocked(card, sam)
             if e.reason == Reason.NO_APPLICATION.code and _is_neighbours(card):
                 raise Reason.FOREIGN_ENTERPRISE.refusal() from None
             raise
+        if office is None:
+            return session
+        self._authenticate(card, guarded_host(office.host), session, Purpose.RECHARGE)
+        return replace(session, purpose=Purpose.RECHARGE)
+
+    def _authenticate(self, card: Transport, keys: Sam, session: CardSession, purpose: Purpose) -> None:
+        """Prove to a card that has proven itself already that we are somebody else too."""
+        cryptogram = keys.authenticate(purpose, session.factor, session.version, get_challenge(card))
+        external_authenticate(card, load_profile().key(purpose).kid(session.version), cryptogram)
 
     def verify_pin(self, tap: Tap, digits: str) -> None:
         """The holder's PIN, then the terminal again: the PIN's state may not write records (profile.md).
@@ -357,9 +379,7 @@ class Terminal:
             if left == 0:
                 raise Reason.PIN_LOCKED.refusal() from None
             raise Reason.PIN_WRONG.refusal(f"{left} tries left") from None
-        session = tap.session
-        cryptogram = tap.sam.authenticate(self.purpose, session.factor, session.version, get_challenge(tap.card))
-        external_authenticate(tap.card, load_profile().key(self.purpose).kid(session.version), cryptogram)
+        self._authenticate(tap.card, tap.sam, tap.session, self.purpose)
 
     # --- facts -----------------------------------------------------------------------------------------------
 

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cardlib.errors import ConfigError
-from cardlib.sam import SamPool
+from cardlib.sam import SamInfo, SamPool
 from cardlib.serialport import PtyPort, SerialPort
 from cardlib.transport import GetResponse, Transport
 from console import Session, Watcher
 from terminals import posts
 from terminals.config import Kind, TerminalConfig, with_holidays
 from terminals.home import Home, OpenPort, Unit
-from terminals.posts.base import Post, asking
+from terminals.issuing import Issuing
+from terminals.journal import Journal
+from terminals.posts.base import Post
 from terminals.run import Keyboard, Line, Process, Screen
-from terminals.runtime import Terminal
+from terminals.runtime import Office, Terminal
 
 PORT = "port"
 """In a terminal's folder: leads to the pseudo-terminal in use."""
@@ -43,14 +45,46 @@ class Station:
     def post(self, terminal: Terminal, scbk_file: Path | None = None) -> Post:
         """What serves cards; ``scbk_file``: the readers' keys that came over the line. Raises ConfigError."""
         session = self.session
+        if isinstance(terminal, Issuing):
+            return self._issuing(terminal)
         if self.cashier and terminal.config.till.operators:
             raise ConfigError("this till has operators: leave --cashier out, type `shift open` and present the card")
         if self.cashier and terminal.journal.shift is None:
             terminal.open_shift(self.cashier)
-        pin = asking(session.secret, session.note)
         return posts.make_post(
-            terminal, self.amount, self.stream, self.language, session.operator, pin,
+            terminal, self.amount, self.stream, self.language, session.operator, session.secret, session.note,
             lambda: session.secret_lines("scbk", scbk_file), tags=session.reader.startswith("uid:"),
+        )  # fmt: skip
+
+    def _issuing(self, terminal: Issuing) -> Post:
+        """The post of an issuing terminal with all its readers. Raises ConfigError without office or reader."""
+        from terminals.office import HttpOffice  # noqa: PLC0415  # few kinds have a line
+        from terminals.posts.issuing import IssuingPost, Place, Stack  # noqa: PLC0415  # likewise
+
+        session, desk, office = self.session, terminal.config.desk, terminal.office
+        if not isinstance(office, HttpOffice):
+            raise ConfigError(
+                "an issuing terminal works with the office's keys: set office_url, or issue at the office with "
+                "`onecard card issue`"
+            )
+        terminal.set_office(lambda: session.keep(office.another()), desk)
+
+        def reader(name: str) -> Place | Stack:
+            scheme, _, rest = name.partition(":")
+            if scheme == "sim" and Path(rest).is_dir():
+                return Stack(Path(rest), session.connect)
+            watched = session.watch(name)
+            if watched is None:
+                raise ConfigError(f"readers: {name} does not see its cards: pcsc:NAME, or sim: with a folder of them")
+            return Place(name, watched.wait, lambda: session.traced(GetResponse(watched.connect())))
+
+        def tell(text: str) -> None:
+            self.stream.write(text + "\n")
+            self.stream.flush()
+
+        return IssuingPost(
+            terminal, session.operator, lambda name: session.secret(name, new=name == "holder pin"),
+            [reader(name) for name in desk.readers], tell, session.emit if session.json else lambda _: None,
         )  # fmt: skip
 
     def run(self, terminal: Terminal, post: Post) -> None:
@@ -86,12 +120,14 @@ class Station:
 
     def _become(self, screen: Screen, config: TerminalConfig, home: Home) -> tuple[Terminal, Post]:
         """The terminal that a configuration describes. Raises ConfigError when it can't run here."""
-        if config.kind in posts.ELSEWHERE:
-            raise ConfigError(posts.ELSEWHERE[config.kind])
         config = with_holidays(config)
         sams, made = home.sams or SamPool([]), posts.KINDS[config.kind]
-        terminal = made(config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen)
-        own = self if config.kind is Kind.POS else Station(self.session, language=self.language)
+        terminal = made(
+            config, home.journal, home.lists, sams, home.clock.now_ms, secrets.token_bytes, screen,
+            open_office(self.session, config, home.made.sam_info, home.journal),
+        )  # fmt: skip
+        cashier = self.cashier if config.kind is Kind.RECHARGE else ""
+        own = self if config.kind is Kind.POS else Station(self.session, None, cashier, self.language)
         keys = home.host.reader_keys
         return terminal, own.post(terminal, keys.path if keys and keys.path.exists() else None)
 
@@ -105,6 +141,16 @@ def at_hand(session: Session, reader: Watcher | None) -> Callable[[str | None], 
         return session.traced(GetResponse(reader.connect()))
 
     return connect
+
+
+def open_office(session: Session, config: TerminalConfig, sam: SamInfo, journal: Journal) -> Office | None:
+    """The line to the office, None where the configuration names none. Raises ConfigError without a token."""
+    if not config.office_url:
+        return None
+    from terminals.office import HttpOffice  # noqa: PLC0415  # most terminals work without a line
+
+    token = session.secret("office token")
+    return session.keep(HttpOffice(config.office_url, token, sam, journal, config.office_ca))
 
 
 def _linked(folder: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ from backoffice.commands.base import act, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.operators import Permission
+from backoffice.web import listen
 from console import Noun, Session
 
 
@@ -82,7 +83,7 @@ def serve(session: Session, office: Installation, host: str, port: int, behind_p
     """Serve approved devices until interrupted. Devices are set to this host and port as their ADMS server."""
     offset_min = office.enterprise.utc_offset_minutes
     web = adms.web_server(adms.Server(office.database, office.enterprise_id, offset_min, behind_proxy))
-    with adms.listen(host, port, behind_proxy) as line:
+    with listen(host, port, behind_proxy) as line:
         if session.dry_run:
             session.emit({"host": host, "port": port, "state": "not started"})
             return

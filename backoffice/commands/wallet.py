@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
-from backoffice import ledger, wallet
-from backoffice.commands.base import Absent, open_card, permitted
+from backoffice import ledger, subsidies, vouchers, wallet
+from backoffice.commands.base import Absent, act, open_card, permitted
+from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Permission
@@ -17,7 +19,7 @@ from cardlib.errors import OutcomeUnknown, Refused
 from cardlib.money import yuan
 from cardlib.profile import Purse
 from cardlib.transport import Transport
-from console import AMOUNT, Hex, Noun, Session
+from console import AMOUNT, Hex, Noun, Session, write_secret
 from keymgmt.steps import read_identity
 
 Act = Callable[[Office, Transport, bytes], Result]
@@ -140,3 +142,106 @@ def statement(session: Session, office: Installation, card: bytes, purse: str) -
     with office.database.read() as tx:
         rows = ledger.statement(tx, office.enterprise_id, account)
     session.emit([{key: row[key] for key in row.keys()} for row in rows])  # noqa: SIM118  # a row's keys
+
+
+@command.group("voucher")
+def voucher_group() -> None:
+    """Vouchers: number and secret on paper, good for one recharge at a terminal with a line."""
+
+
+@voucher_group.command("make")
+@click.argument("batch")
+@click.argument("count", type=int)
+@click.argument("amount", type=AMOUNT)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--expires", required=True, help="Last day on which they are good, like 2027-12-31.")
+@permitted(Permission.WALLET_RECHARGE)
+def make_vouchers(
+    session: Session, office: Installation, batch: str, count: int, amount: int, file: Path, expires: str
+) -> None:
+    """Make COUNT vouchers of AMOUNT (yuan) as BATCH and write them to the new FILE: nobody can show them again."""
+    number = office.enterprise_id
+
+    def action(tx: Tx) -> dict[str, Any]:
+        made = vouchers.make(tx, office.operator, number, batch, count, amount, expires, office.random_bytes)
+        if not session.dry_run:
+            lines = [
+                "number,secret,yuan,expires",
+                *(f"{one.number},{one.secret},{yuan(amount)},{expires}" for one in made),
+            ]
+            write_secret(file, "\n".join(lines) + "\n")
+        return {"batch": batch, "vouchers": count, "amount_fen": amount, "file": str(file)}
+
+    arguments = {"batch": batch, "count": count, "amount_fen": amount, "file": str(file), "expires": expires}
+    session.emit(act(session, office.database, number, "wallet voucher make", arguments, action))
+
+
+@voucher_group.command("list")
+@permitted(Permission.WALLET_SHOW)
+def list_vouchers(session: Session, office: Installation) -> None:
+    """List batches of vouchers: how many there are, used, cancelled."""
+    with office.database.read() as tx:
+        found = vouchers.batches(tx, office.enterprise_id)
+    session.emit([one._asdict() for one in found])
+
+
+@voucher_group.command("cancel")
+@click.argument("batch")
+@permitted(Permission.WALLET_RECHARGE)
+def cancel_vouchers(session: Session, office: Installation, batch: str) -> None:
+    """Make what is not used of BATCH void."""
+    number = office.enterprise_id
+
+    def action(tx: Tx) -> dict[str, Any]:
+        return {"batch": batch, "cancelled": vouchers.cancel(tx, office.operator, number, batch)}
+
+    session.emit(act(session, office.database, number, "wallet voucher cancel", {"batch": batch}, action))
+
+
+@command.group("grant")
+def grant_group() -> None:
+    """Subsidies that members claim at a recharge terminal."""
+
+
+@grant_group.command("make")
+@click.argument("batch")
+@click.argument("period", type=int)
+@click.argument("amount", type=AMOUNT)
+@click.option("--expires", required=True, help="Last day on which they can be claimed, like 2027-01-31.")
+@click.option(
+    "--way", type=click.Choice([way.value for way in subsidies.Way]), default="add", show_default=True,
+    help="Add to what the purse holds, or fill it up to the amount (the rest is zeroed).",
+)  # fmt: skip
+@click.option("--member", "named", multiple=True, help="For this member, again for others. [default: all active]")
+@permitted(Permission.WALLET_SUBSIDY)
+def make_grants(
+    session: Session,
+    office: Installation,
+    batch: str,
+    period: int,
+    amount: int,
+    expires: str,
+    way: str,
+    named: tuple[str, ...],
+) -> None:
+    """Grant members AMOUNT (yuan) for a PERIOD (a number like 202612) as BATCH, to be claimed once each."""
+    number = office.enterprise_id
+
+    def action(tx: Tx) -> dict[str, Any]:
+        made = subsidies.grant(tx, office.operator, number, batch, period, amount, subsidies.Way(way), expires, named)
+        return {"batch": batch, "period": period, "amount_fen": amount, "members": made}
+
+    arguments = {
+        "batch": batch, "period": period, "amount_fen": amount, "expires": expires, "way": way,
+        "members": sorted(named),
+    }  # fmt: skip
+    session.emit(act(session, office.database, number, "wallet grant make", arguments, action))
+
+
+@grant_group.command("list")
+@permitted(Permission.WALLET_SHOW)
+def list_grants(session: Session, office: Installation) -> None:
+    """List batches of subsidies: for how many members, how many of them have claimed."""
+    with office.database.read() as tx:
+        found = subsidies.listing(tx, office.enterprise_id)
+    session.emit([one._asdict() for one in found])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CHINESE, ENGLISH = b"zh", b"en"
 DIRECTORY, IDENTITY, LOG, SUBSIDY, MAIN = 0x0001, 0x0005, 0x0018, 0x0001, 0x0002
+FIRST_SLOT = 0x3F00
 LAST = 5
 PASSWORD_DIGITS = (4, 8)
 DELETE, REPORT_LOSS = 1, 2
@@ -202,7 +203,10 @@ def _request(face: Uicc, item: Item) -> Dialogue:
     packed = bytes.fromhex(digits + "F" * (len(digits) % 2))
     code = DELETE if item is Item.DELETE else REPORT_LOSS
     body = bytes((code,)) + df.name + bytes((len(packed),)) + packed
-    sent = True
-    for tpdu in face.toolkit.remote.request(df.fid - 0x3F00, body):
-        sent = sent and (yield send(tpdu)).good
-    yield show(say(face, "sent" if sent else "failed"))
+    packets = face.toolkit.remote.request(df.fid - FIRST_SLOT, body)
+    told = "sent" if packets else "closed"  # without keys of the slot nothing can be asked for
+    for tpdu in packets:
+        if not (yield send(tpdu)).good:
+            told = "failed"
+            break
+    yield show(say(face, told))

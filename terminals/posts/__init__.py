@@ -10,25 +10,28 @@ from cardlib.wire.osdp_secure import read_keys
 from terminals.access import Access
 from terminals.attendance import Attendance
 from terminals.config import Kind
+from terminals.issuing import Issuing
 from terminals.pos import Pos
 from terminals.posts.access import AccessPost
 from terminals.posts.attendance import AttendancePost, TagPost
-from terminals.posts.base import Post
+from terminals.posts.base import Post, asking
 from terminals.posts.pos import PosPost
+from terminals.posts.recharge import RechargePost
+from terminals.recharge import Recharge
 from terminals.runtime import Terminal
 
-KINDS: dict[Kind, type[Terminal]] = {Kind.POS: Pos, Kind.ACCESS: Access, Kind.ATTENDANCE: Attendance}
-ELSEWHERE = {
-    Kind.RECHARGE: "a recharge terminal needs a line to the back office, which computes every load: recharge at the "
-    "office with `onecard wallet recharge`",
-    Kind.ISSUING: "cards are issued by the office's own desk: `onecard card issue`",
+KINDS: dict[Kind, type[Terminal]] = {
+    Kind.POS: Pos,
+    Kind.ACCESS: Access,
+    Kind.ATTENDANCE: Attendance,
+    Kind.RECHARGE: Recharge,
+    Kind.ISSUING: Issuing,
 }
-"""Kinds that can't run by themselves, and where to go instead."""
 
 
 def make_post(
     terminal: Terminal, amount_fen: int | None, stream: TextIO, language: str, operator: str,
-    pin: Callable[[], str | None], scbks: Callable[[], list[str]], *, tags: bool = False,
+    secret: Callable[[str], str], note: Callable[[str], None], scbks: Callable[[], list[str]], *, tags: bool = False,
 ) -> Post:  # fmt: skip
     """The post for a terminal; ``scbks`` gives the lines with its readers' keys when it has readers.
 
@@ -50,9 +53,17 @@ def make_post(
         from terminals.posts.osdp import open_post  # noqa: PLC0415  # few doors hang on a line
 
         return open_post(terminal, terminal.config.osdp, read_keys(scbks()), tell, language, operator)
+    pin = asking(secret, note)
     if isinstance(terminal, Access):
         return AccessPost(terminal, tell, language, pin, operator)
     if isinstance(terminal, Attendance):
         return TagPost(terminal) if tags else AttendancePost(terminal)
+    if isinstance(terminal, Recharge):
+        if terminal.office is None:
+            raise ConfigError(
+                "a recharge terminal needs a line to the back office, which computes every load: set office_url, or "
+                "recharge at the office with `onecard wallet recharge`"
+            )
+        return RechargePost(terminal, tell, language, secret, note)
     assert isinstance(terminal, Pos)
     return PosPost(terminal, amount_fen, pin, tell, language)

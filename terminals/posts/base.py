@@ -34,6 +34,15 @@ class Post(Protocol):
 
 
 @runtime_checkable
+class AtWork(Protocol):
+    """A post with work that goes on by itself: the end of the typed lines does not cut it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is such work now."""
+
+
+@runtime_checkable
 class Watched(Protocol):
     """A reader that says by itself when a card comes: see ``cardlib.readers.Reader``."""
 

@@ -12,13 +12,13 @@ import uvicorn
 
 from backoffice import adms
 from backoffice.database import Database
+from backoffice.web import listen
 
 
 @contextmanager
-def serving(db: Database, enterprise_id: int, proxy: str = "") -> Iterator[tuple[int, uvicorn.Server]]:
-    """The server in a thread; gives its port."""
-    server = adms.web_server(adms.Server(db, enterprise_id, 480, proxy))
-    line = adms.listen("127.0.0.1", 0)
+def running(server: uvicorn.Server, port: int = 0) -> Iterator[int]:
+    """A server in a thread; gives its port."""
+    line = listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, args=([line],))
     thread.start()
     try:
@@ -27,11 +27,19 @@ def serving(db: Database, enterprise_id: int, proxy: str = "") -> Iterator[tuple
             assert time.monotonic() < deadline
             assert thread.is_alive()
             time.sleep(0.005)
-        yield line.getsockname()[1], server
+        yield line.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(20)
         line.close()
+
+
+@contextmanager
+def serving(db: Database, enterprise_id: int, proxy: str = "") -> Iterator[tuple[int, uvicorn.Server]]:
+    """The ADMS server in a thread; gives its port."""
+    server = adms.web_server(adms.Server(db, enterprise_id, 480, proxy))
+    with running(server) as port:
+        yield port, server
 
 
 class Pusher:

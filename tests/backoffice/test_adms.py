@@ -16,6 +16,7 @@ from backoffice.attendance import Reported
 from backoffice.database import Database
 from backoffice.members import Member
 from backoffice.operators import Operator, Role
+from backoffice.web import listen
 from cardlib.errors import ConfigError, DatabaseError, FormatError, NotFound, Refused
 from tests.backoffice.adms_rig import Pusher, serving
 from tests.backoffice.conftest import ENTERPRISE
@@ -246,10 +247,10 @@ def test_only_so_many_bad_lines(office: Database, monkeypatch: pytest.MonkeyPatc
 def test_where_it_may_be_seen_from() -> None:
     """Beyond this machine there must be a proxy for TLS."""
     for host, proxy in (("127.0.0.1", ""), ("::1", ""), ("0.0.0.0", "192.0.2.1")):
-        adms.listen(host, 0, proxy).close()
+        listen(host, 0, proxy).close()
     for host, proxy in (("0.0.0.0", ""), ("192.0.2.9", ""), ("localhost", ""), ("0.0.0.0", "proxy")):
         with pytest.raises(ConfigError):
-            adms.listen(host, 0, proxy)
+            listen(host, 0, proxy)
 
 
 def test_approval(office: Database) -> None:

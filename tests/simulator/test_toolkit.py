@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cli
 from cardlib.errors import ConfigError, StatusError
 from cardlib.profile import CardKind, aid, make_serial
 from cardlib.tlv import Tlv
+from console import Session
 from simulator import image
 from simulator.files import BLOCKED, Df
 from simulator.phone import PROFILE, Phone
 from simulator.sim import Sim
+from simulator.uicc.memory import OtaKeySet
 from simulator.uicc.toolkit import alpha, coded, decode_text, once, parse, refresh, send
 from tests.secretwatch import register
 from tests.simulator.uicc_desk import Phone as Desk
@@ -123,6 +128,20 @@ def test_request_of_the_holder() -> None:
     assert remote.requests[-1][1][:1] == b"\x02"
 
 
+def test_request_is_a_secured_packet() -> None:
+    """What the phone sends is addressed to the service number and secured under the slot's key set, counted upwards."""
+    sim, phone = made("食堂", "Campus")
+    memory = sim.phone.memory
+    memory.ota.value = {**memory.ota.value, 3: OtaKeySet("aes", bytes(range(16)), bytes(range(16, 32)))}
+    for _ in range(2):
+        assert phone.choose("删除应用", "Campus", PASSWORD) == "请求已发送"
+    first, second = phone.outbox
+    assert first != second
+    assert all(bytes.fromhex("027000") in one and b"\x32\x32\xbf\xff\x4f" in one for one in phone.outbox)
+    assert not any(aid(1002) in one for one in phone.outbox)
+    assert image.restore(sim.snapshot()).nvm.roots["phone"].value.upward.value == {3: 2}
+
+
 def test_eight_long_names_fit() -> None:
     """A list of eight applications with long Chinese names fits one FETCH."""
     sim, phone = made(*[f"{n}号科技园区行政管理中心员工食堂" for n in range(8)])
@@ -140,6 +159,9 @@ def test_nothing_to_delete() -> None:
     sim, phone = made()
     sim.phone.toolkit.remote = Remote()
     assert phone.choose("挂失") == "没有应用"
+    _, phone = made("食堂")
+    assert phone.choose("挂失", PASSWORD) == "服务未开通"
+    assert not phone.outbox
 
 
 def test_no_menu() -> None:
@@ -235,6 +257,22 @@ def test_what_remote_commands_ask_of_the_phone() -> None:
     Phone._command(phone, bytes.fromhex("80F2000C"))
     assert phone.outbox == [b"\x01\x02"]
     assert phone.refreshed == [bytes.fromhex("013F007F206F07")]
+
+
+def test_phone_in_a_persons_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """`onecard sim phone` shows screens and takes keys: menu, a text, a list, a hidden field, back, leave."""
+    file = tmp_path / "sim.img"
+    sim, _ = made("食堂", "Campus")
+    image.save(sim, file)
+    keys = "9\n2\n\n5\n2\nb\nq\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(keys))
+    cli.run(["sim", "phone", str(file), "--language", "en"], Session())
+    shown = capsys.readouterr().out
+    for text in ("2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)"):
+        assert text in shown, text
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    cli.run(["sim", "phone", str(file)], Session())
+    assert "One card" in capsys.readouterr().out
 
 
 def test_page_of_the_phone() -> None:

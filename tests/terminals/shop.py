@@ -95,7 +95,18 @@ class MemoryOffice:
         self._answer()
         self.undone.append(paid)
 
-    def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str) -> None:
+    def redeem(self, card_serial: bytes, number: str, secret: str) -> int:
+        self._answer()
+        return 1_000
+
+    def claim(self, card_serial: bytes, balance_fen: int) -> tuple[str, int]:
+        self._answer()
+        return "claim:1:b:M", 1_000
+
+    def loading(self, request_id: str) -> KeyHost:
+        return self.host
+
+    def allow_load(self, card_serial: bytes, amount_fen: int, request_id: str, shift: int) -> None:
         self._answer()
         self.loads.append((card_serial, amount_fen, request_id))
 
