@@ -12,11 +12,13 @@ from typing import NamedTuple, Self
 
 from cardlib.apdu import SW, Command
 from cardlib.crypto.keys import Key
-from cardlib.crypto.packets import PacketAlgorithm, packet_key
+from cardlib.crypto.packets import PacketAlgorithm, PacketKey, packet_key
 from cardlib.errors import FormatError, LineTimeout, MacMismatch, Refused
 from cardlib.wire import scp80, sms
 from cardlib.wire.scp80 import Head, Keys, PorStatus, SealedCommand, Spi
 
+ISSUER_TAR = bytes(3)
+DES_KEY, AES_KEY = 0x80, 0x88
 ONE_CARD_TAR = b"\xbf\xff\x4f"
 ONE_CARD_SPI = Spi(0x16, 0x19)
 """Checksum, ciphering, counter higher; a PoR always, signed and ciphered, in the delivery report."""
@@ -64,6 +66,16 @@ def derive_key_sets(
     kics, kids = kic_master.diversify_many(factors), kid_master.diversify_many(factors)
     for at in range(0, len(kics), 16):
         yield KeySet.of(number, algorithm, kics[at : at + 16], kids[at : at + 16])
+
+
+def put_key_set(number: int, keys: Iterable[PacketKey], kik: PacketKey, *, replaces: bool = False) -> bytes:
+    """PUT KEY of a slot's keyset (KIc, KID, KIK) under the platform's KIK; sent under keyset 1 to TAR 000000."""
+    body = bytes((number,))
+    for key in keys:
+        sealed = kik.wrap(key)
+        kind = AES_KEY if key.algorithm is PacketAlgorithm.AES else DES_KEY
+        body += bytes((kind, len(sealed))) + sealed + b"\x03" + key.put_key_kcv
+    return bytes((0x80, 0xD8, number if replaces else 0, 0x81, len(body))) + body
 
 
 class Reply(NamedTuple):
