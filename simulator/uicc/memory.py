@@ -47,6 +47,7 @@ class OtaKeySet(NamedTuple):
     kic: bytes
     kid: bytes
     counter: int = 0
+    kik: bytes = b""
 
 
 class LoadFile(NamedTuple):
@@ -235,7 +236,11 @@ def _ota_key_set(row: Table) -> tuple[int, OtaKeySet]:
         raise row.fail("algorithm", f"is {algorithm!r}, use 3des or aes")
     sizes = (16, 24) if algorithm == "3des" else (16, 24, 32)
     key_set = OtaKeySet(
-        algorithm, row.hex("kic", None, *sizes), row.hex("kid", None, *sizes), row.number("counter", 0, (1 << 40) - 1)
+        algorithm,
+        row.hex("kic", None, *sizes),
+        row.hex("kid", None, *sizes),
+        row.number("counter", 0, (1 << 40) - 1),
+        row.hex("kik", b"", 0, *sizes),
     )
     row.done()
     return version, key_set
