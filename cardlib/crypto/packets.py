@@ -13,7 +13,7 @@ from functools import cache
 from hmac import compare_digest
 from typing import ClassVar, NoReturn
 
-from cardlib.errors import BadKcv, ConfigError
+from cardlib.errors import BadKcv, ConfigError, FormatError
 
 
 @unique
@@ -59,6 +59,29 @@ class PacketKey(ABC):
     @abstractmethod
     def kcv(self) -> bytes:
         """Check value of 3 bytes (keys.md): of the encryption of zeros, with AES of the CMAC of 16 zero bytes."""
+
+    @property
+    def put_key_kcv(self) -> bytes:
+        """The check value that goes with PUT KEY: GlobalPlatform's, which differs from ours for AES."""
+        return self.encrypt(b"\x01" * self.block)[:3] if self.algorithm is PacketAlgorithm.AES else self.kcv
+
+    def wrap(self, key: PacketKey) -> bytes:
+        """Another key's value as PUT KEY carries it under this KIK: its size first with AES (TS 102 226 §8.2.1.5)."""
+        value = key._value
+        if self.algorithm is PacketAlgorithm.AES:
+            return bytes((len(value),)) + self.encrypt(value + bytes(-len(value) % self.block))
+        return b"".join(self.encrypt(value[at : at + 8]) for at in range(0, len(value), 8))  # ECB: each from IV zero
+
+    def unwrap(self, sealed: bytes) -> bytes:
+        """Inverse of :meth:`wrap`. Raises FormatError when it is no whole key."""
+        size, body = (
+            (sealed[0], sealed[1:]) if sealed and self.algorithm is PacketAlgorithm.AES else (len(sealed), sealed)
+        )
+        if not body or len(body) % self.block or not 0 <= len(body) - size < self.block:
+            raise FormatError("PUT KEY: the enciphered key has a wrong length")
+        if self.algorithm is PacketAlgorithm.AES:
+            return self.decrypt(body)[:size]
+        return b"".join(self.decrypt(body[at : at + 8]) for at in range(0, len(body), 8))
 
     def check(self, kcv: bytes, what: str) -> None:
         """Raise BadKcv unless the check value is the expected one."""

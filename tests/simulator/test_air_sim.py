@@ -6,7 +6,7 @@ import pytest
 
 from cardlib import ota
 from cardlib.crypto import make_key
-from cardlib.crypto.packets import PacketAlgorithm
+from cardlib.crypto.packets import PacketAlgorithm, packet_key
 from cardlib.tlv import Tlv, find
 from cardlib.wire import sms
 from cardlib.wire.scp80 import PorStatus, Spi
@@ -227,3 +227,41 @@ def test_a_snapshot_keeps_keysets_and_counters(phone: Phone) -> None:
     assert memory_of(restored.nvm).ota.value == memory_of(phone.sim.nvm).ota.value
     phone.phone = restored.phone
     assert phone.send(outgoing)[0].status == PorStatus.COUNTER_LOW
+
+
+@pytest.mark.parametrize("kind", ["3des", "aes", "aes256"])
+@pytest.mark.parametrize("platform", ["3des", "aes"])
+def test_a_slot_gets_its_keyset(phone: Phone, kind: str, platform: str) -> None:
+    """The platform writes a slot's three keys enciphered under its KIK; they work at once, and only if all is right."""
+    memory = memory_of(phone.sim.nvm)
+    old = memory.ota.value[1]
+    kik = bytes(range(0xA0, 0xB0))
+    phone.counters[1] += 10
+    new = key_set(3, kind)
+    assert new.keys.kic is not None
+    assert new.keys.kid is not None
+    keys = [new.keys.kic, new.keys.kid, new.keys.kic]
+    algorithm = PacketAlgorithm.AES if platform == "aes" else PacketAlgorithm.TDES2
+    command = ota.put_key_set(3, keys, packet_key(algorithm, kik))
+    phone.run(command, tar=RAM, sw=0x6985)
+    memory.ota.value = {**memory.ota.value, 1: old._replace(algorithm=platform, kik=kik, counter=20)}
+    sender = ota.KeySet.of(1, algorithm, old.kic, old.kid)
+    counter = 20
+
+    def run(apdu: bytes) -> int:
+        nonlocal counter
+        counter += 1
+        [reply] = phone.send(ota.command(sender, counter, [apdu], SIGNED, RAM))
+        assert reply.answer is not None
+        return reply.answer.sw
+
+    for place in (5, 6, 7, len(command) // 2, len(command) - 1):
+        assert run(command[:place] + bytes((command[place] ^ 0x41,)) + command[place + 1 :]) != 0x9000
+    assert run(command[:2] + b"\x03" + command[3:]) == 0x6A86
+    assert 3 not in memory.ota.value
+    assert run(command) == 0x9000
+    assert run(command) == 0x6A86
+    assert run(ota.put_key_set(3, keys, packet_key(algorithm, kik), replaces=True)) == 0x9000
+    assert memory.ota.value[3].kik == memory.ota.value[3].kic
+    [reply] = phone.send(ota.command(new, 1, [bytes.fromhex("00A40000023F03")]))
+    assert (reply.answer or (0, 0))[1] == 0x6982
