@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from cardlib.apdu import SW, Command
 from cardlib.crypto.keys import Key
-from cardlib.crypto.packets import PacketAlgorithm, PacketKey, packet_key
+from cardlib.crypto.packets import PacketAlgorithm, PacketKey, key_class, packet_key
 from cardlib.errors import FormatError, LineTimeout, MacMismatch, Refused
 from cardlib.wire import scp80, sms
 from cardlib.wire.scp80 import Head, Keys, PorStatus, SealedCommand, Spi
@@ -35,6 +35,11 @@ def slot_key_set(slot: int) -> int:
     return slot + 1
 
 
+def _refuse_single_des(algorithm: int) -> None:
+    if algorithm in (PacketAlgorithm.DES, PacketAlgorithm.DES_ECB):
+        raise Refused("single_des", "single DES protects nothing: use a keyset of AES or 3DES")
+
+
 class KeySet(NamedTuple):
     """A keyset of one card: its number and what it enciphers and proves with."""
 
@@ -44,8 +49,7 @@ class KeySet(NamedTuple):
     @classmethod
     def of(cls, number: int, algorithm: int, kic: bytes, kid: bytes) -> Self:
         """Raises Refused for single DES, ConfigError for values that fit no algorithm."""
-        if algorithm in (PacketAlgorithm.DES, PacketAlgorithm.DES_ECB):
-            raise Refused("single_des", "single DES protects nothing: use a keyset of AES or 3DES")
+        _refuse_single_des(algorithm)
         return cls(number, Keys(packet_key(algorithm, kic), packet_key(algorithm, kid)))
 
     def head(self, spi: Spi, tar: bytes) -> Head:
@@ -64,8 +68,10 @@ def derive_key_sets(
     Children have 16 bytes: AES-128, or 3DES of two keys. Raises FormatError when the factors are not whole.
     """
     kics, kids = kic_master.diversify_many(factors), kid_master.diversify_many(factors)
+    _refuse_single_des(algorithm)
+    make = key_class(algorithm, 16)
     for at in range(0, len(kics), 16):
-        yield KeySet.of(number, algorithm, kics[at : at + 16], kids[at : at + 16])
+        yield KeySet(number, Keys(make(kics[at : at + 16]), make(kids[at : at + 16])))
 
 
 def put_key_set(number: int, keys: Iterable[PacketKey], kik: PacketKey, *, replaces: bool = False) -> bytes:

@@ -105,9 +105,14 @@ def _kinds() -> dict[tuple[int, int], Callable[[bytes], PacketKey]]:
     }
 
 
+def key_class(algorithm: int, size: int) -> Callable[[bytes], PacketKey]:
+    """What makes keys of that nibble and length. Raises ConfigError when there are none."""
+    kind = _kinds().get((algorithm, size))
+    if kind is None:
+        raise ConfigError(f"no key of secured packets has {size} bytes under algorithm {algorithm:X}")
+    return kind
+
+
 def packet_key(algorithm: int, value: bytes) -> PacketKey:
     """The key of that nibble. Raises ConfigError for a nibble that is not supported or a length that doesn't fit."""
-    kind = _kinds().get((algorithm, len(value)))
-    if kind is None:
-        raise ConfigError(f"no key of secured packets has {len(value)} bytes under algorithm {algorithm:X}")
-    return kind(value)
+    return key_class(algorithm, len(value))(value)

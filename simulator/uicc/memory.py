@@ -49,6 +49,9 @@ class OtaKeySet(NamedTuple):
     counter: int = 0
     kik: bytes = b""
 
+    def __repr__(self) -> str:
+        return f"<OtaKeySet {self.algorithm}, counter {self.counter}>"
+
 
 class LoadFile(NamedTuple):
     """A package that was loaded: its name and its modules. Its code is kept and never executed (uicc.md)."""
