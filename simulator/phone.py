@@ -53,7 +53,8 @@ NEEDED = {
     SEND_SHORT_MESSAGE: {T_TPDU},
 }  # fmt: skip
 """Objects without which a command means nothing."""
-LANGUAGE_FILES = ("7FFF6F05", "2F05")
+LANGUAGE_FILES = ("00A4040C07A0000000871002", "00A4000C026F05"), ("00A4080C022F05",)
+"""Commands that select the USIM's languages, and those of the card."""
 DONE, ENDED_BY_USER, BACK, NO_RESPONSE, HELP = 0x00, 0x10, 0x11, 0x12, 0x13
 TYPE_UNKNOWN, SMS_FAILED, MISSING = 0x31, 0x35, 0x36
 
@@ -110,7 +111,7 @@ class Phone:
 
     def speak(self, language: str) -> None:
         """Make ``zh`` or ``en`` the SIM's language (6F05 of the USIM), and power on again. Needs no PIN."""
-        self._command(bytes.fromhex("00A4040C07A0000000871002"))
+        self._command(bytes.fromhex(LANGUAGE_FILES[0][0]))
         self._command(bytes.fromhex("00D6820002" + LANGUAGES[language]))
         self.power_on()
 
@@ -118,9 +119,10 @@ class Phone:
         """What the phone speaks: the first language of the SIM that it knows, else English."""
         codes = {bytes.fromhex(code): name for name, code in LANGUAGES.items()}
         self.language = "en"
-        for path in map(bytes.fromhex, LANGUAGE_FILES):
+        for selects in LANGUAGE_FILES:
             try:
-                self._command(b"\x00\xa4\x08\x0c" + bytes((len(path),)) + path)
+                for select in selects:
+                    self._command(bytes.fromhex(select))
                 content = self._command(b"\x00\xb0\0\0\0")
             except StatusError:
                 continue  # a SIM need not have one
@@ -218,8 +220,8 @@ class Phone:
 
     # The person -------------------------------------------------------------------------------------------------
 
-    def open(self, entry: str, *, wants_help: bool = False) -> Screen | None:
-        """Choose an entry of the SIM's menu by its text, or ask for help on it.
+    def open(self, entry: str | int, *, wants_help: bool = False) -> Screen | None:
+        """Choose an entry of the SIM's menu by its text or number, or ask for help on it.
 
         Raises ConfigError when it is not there, StatusError: 9300 when the SIM is busy.
         """
@@ -227,8 +229,8 @@ class Phone:
         self._envelope(Tlv(MENU_SELECTION, devices + item + (Tlv(T_HELP) if wants_help else b"")))
         return self.screen
 
-    def press(self, key: str = "") -> Screen | None:
-        """Answer the screen: an item's text, what is typed, or nothing for OK; returns the next screen.
+    def press(self, key: str | int = "") -> Screen | None:
+        """Answer the screen: an item's text or number, what is typed, or nothing for OK; returns the next screen.
 
         Raises ConfigError when there is no screen, no such item, or the text has a length that is not taken.
         """
@@ -239,6 +241,7 @@ class Phone:
             self.respond(DONE, Tlv(T_ITEM_ID, bytes((_number(screen.items, key),))))
         elif screen.kind == GET_INPUT:
             low, high = screen.lengths
+            key = str(key)
             if not low <= len(key) <= high:
                 raise ConfigError(f"the phone takes {low} to {high} characters, not {len(key)}")
             code = bytes((EIGHT_BIT,)) + key.encode() if key.isascii() else bytes((UCS2,)) + key.encode("utf-16-be")
@@ -273,11 +276,11 @@ class Phone:
         return "\n".join(self.shown)
 
 
-def _number(items: Mapping[int, str], text: str) -> int:
+def _number(items: Mapping[int, str], entry: str | int) -> int:
     for number, name in items.items():
-        if name == text:
+        if entry in (number, name):
             return number
-    raise ConfigError(f"{text!r} is not on the screen: {', '.join(items.values()) or 'nothing is'}")
+    raise ConfigError(f"{str(entry)!r} is not on the screen: {', '.join(items.values()) or 'nothing is'}")
 
 
 def read_alpha(raw: bytes) -> str:

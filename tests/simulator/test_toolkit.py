@@ -265,11 +265,14 @@ def test_phone_in_a_persons_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "sim.img"
     sim, _ = made("食堂", "Campus")
     image.save(sim, file)
-    keys = "9\n2\n\n5\n2\nb\nq\n"
+    keys = "9\n2\n\n5\n2\nb\n?\n\nq\n1\n? 2\n\nb\n2\n\nq\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(keys))
     cli.run(["sim", "phone", str(file), "--language", "en"], Session())
     shown = capsys.readouterr().out
-    for text in ("2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)"):
+    for text in (
+        "2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)", "Asks to delete",
+        "Shows the balances", "2 Messages", "No messages",
+    ):  # fmt: skip
         assert text in shown, text
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     cli.run(["sim", "phone", str(file)], Session())
