@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cardlib.errors import CheckFailed
 from cardlib.money import yuan
-from simulator.site import RealTime, SamKind, Site, Terminal
+from simulator.site import RealTime, Site, Terminal
+from simulator.story import Story
 
 PEOPLE = 4
 DOOR = "[weeks.1]\ndaily = ['00:00-24:00']\n[doors.1]\nzone_inside = 10\n"
@@ -24,15 +24,13 @@ def _expect(said: dict[str, Any], /, **wanted: object) -> dict[str, Any]:
 
 
 class Morning:
-    """The story: ``chapter`` begins a screen, ``fact`` tells and keeps one thing that happened."""
+    """Five terminals in ``folder`` and what happens at them."""
 
-    def __init__(
-        self, folder: Path, chapter: Callable[[str], None], fact: Callable[[str, object, str], None], seed: int
-    ) -> None:
-        self._chapter, self._fact = chapter, fact
+    def __init__(self, folder: Path, story: Story, seed: int) -> None:
+        self._story, self._fact = story, story.fact
         (folder / "office").mkdir()
         self.company = RealTime(folder / "office", seed, PEOPLE)
-        self.site = Site(folder / "site", self.company, lambda line: fact("commands", None, f"$ {line}"))
+        self.site = Site(folder / "site", self.company, lambda line: story.tell(f"  $ {line}"))
 
     def tell(self) -> None:
         """All of it. Raises CheckFailed when anything is not as it must be."""
@@ -46,16 +44,16 @@ class Morning:
             self.company.close()
 
     def _unpack(self) -> None:
-        self._chapter("Unpacking: five terminals, brought into service over their lines")
+        self._story.chapter("Unpacking: five terminals, brought into service over their lines")
         company, site = self.company, self.site
         company.enrol()
         site.open_office()
         english = ("--language", "en")
-        self.till = site.unpack("POS-0001", SamKind.POS, "canteen", "", "--cashier", "kim", *english)
-        self.door = site.unpack("DOOR-001", SamKind.ACCESS, "entrance", DOOR, *english)
-        self.clock = site.unpack("CLOCK-01", SamKind.ATTENDANCE, "entrance", "", *english)
-        self.cash = site.unpack("CASH-001", SamKind.RECHARGE, "hall", "", "--cashier", "lee", *english)
-        self.desk = site.unpack("DESK-001", SamKind.ISSUING, "personnel", "", *english)
+        self.till = site.unpack("POS-0001", "pos", "canteen", "", "--cashier", "kim", *english)
+        self.door = site.unpack("DOOR-001", "access", "entrance", DOOR, *english)
+        self.clock = site.unpack("CLOCK-01", "attendance", "entrance", "", *english)
+        self.cash = site.unpack("CASH-001", "recharge", "hall", "", "--cashier", "lee", *english)
+        self.desk = site.unpack("DESK-001", "issuing", "personnel", "", *english)
         site.found()
         site.wait_for_office()
         site.provision()
@@ -63,7 +61,7 @@ class Morning:
         self._fact("provisioned", count, f"{count} terminals paired, clocks set, configured, listed, tested, read back")
 
     def _cards(self) -> None:
-        self._chapter("Personnel: cards")
+        self._story.chapter("Personnel: cards")
         first, *others = self.company.staff()
         blank = self.site.hand_out(first, self.company.fresh_card())
         self.desk.type(f"issue {first}", silent=True)
@@ -85,10 +83,12 @@ class Morning:
         return terminal.type(f"card {self.site.image(member)}{torn}")
 
     def _serve(self) -> None:
-        self._chapter("A morning: doors, punches, a recharge, lunch")
+        self._story.chapter("A morning: doors, punches, a recharge, lunch")
         first, lost, *_ = self.first, *self.others
         _expect(self._show(self.door, first), event="passage", granted=True)
         _expect(self._show(self.clock, first), event="punch", direction="in")
+        for line in ("open 1", "shut 1"):
+            self.door.type(line, silent=True)
         self._fact("passed", first, f"member {first}: the door opens, the clock takes the punch")
         self.cash.type("100", silent=True)
         loaded = _expect(self._show(self.cash, first), event="load", amount_fen=100_00)
@@ -124,11 +124,11 @@ class Morning:
         )
 
     def _evening(self) -> None:
-        self._chapter("Evening: journals over the line, settlement, and the proof")
+        self._story.chapter("Evening: journals over the line, settlement, and the proof")
         site, company = self.site, self.company
         self._fact("collected", site.collect(), "five journals fetched; every record at most once")
         notes = site.notes(self.door)
-        if "forced" not in notes:
+        if "door_forced" not in notes:
             raise CheckFailed(f"the door's journal has no alarm: {notes}")
         site.take_back()
         company.settle()
@@ -136,7 +136,7 @@ class Morning:
         self._fact(
             "proof",
             proof._asdict(),
-            f"in {yuan(proof.loaded_fen)} = on cards {yuan(proof.on_cards_fen)} + takings {yuan(proof.taken_fen)}",
+            f"{yuan(proof.loaded_fen)} loaded = {yuan(proof.on_cards_fen)} on cards + {yuan(proof.taken_fen)} taken",
         )
         if proof.faults:
             raise CheckFailed("the morning does not add up: " + "; ".join(proof.faults))

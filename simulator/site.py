@@ -1,7 +1,7 @@
 """A site in software: terminals as processes behind pseudo-terminals, brought into service by the installer's commands.
 
     site = Site(folder, company)
-    till = site.unpack("POS-0001", SamKind.POS, "canteen 1")
+    till = site.unpack("POS-0001", "pos", "canteen 1")
     site.provision()
     till.type("12.50"); print(till.type(f"card {image}"))
 
@@ -164,8 +164,12 @@ class Site:
 
     # Terminals
 
-    def unpack(self, serial: str, kind: SamKind, name: str, settings: str = "", *options: str) -> Terminal:
-        """Fit a terminal with its SAM and switch it on; it waits for its installer. ``settings`` end its TOML."""
+    def unpack(self, serial: str, what: str, name: str, settings: str = "", *options: str) -> Terminal:
+        """Fit a terminal (``pos``, ``access``, ...) with its SAM and switch it on; it waits for its installer.
+
+        ``settings`` end its TOML, ``options`` its command.
+        """
+        kind = SamKind(what)
         number = f"TERM{len(self.terminals) + 1:02}".encode("ascii")
         _, sam = self.company.fit_sam(number, kind, name)
         sam.reset()
@@ -196,13 +200,14 @@ class Site:
         plan = [f'site = "{SITE}"\nauthority = "site.key.pub"\n']
         for one in self.terminals:
             one.label = one.event()
-            self._sign(one)
+            self._configure(one)
             plan.append(
                 f'[[terminal]]\nserial = "{one.serial}"\nport = "{one.serial}/port"\n'
                 f'fingerprint = "{one.label["fingerprint"]}"\ncode_file = "{one.serial}/code"\n'
                 f'config = "{one.serial}.config"\nlists = ["list"]\ntests = ["line", "screen"]\n'
             )
         (self.folder / "site.toml").write_text("\n".join(plan))
+        self.run("terminal", "authority", "site", "--plan", "site.toml", "--authority", "site.key")
         self.run("terminal", "provision", "--plan", "site.toml")
         for one in self.terminals:
             while one.event() != {"event": "configured", "kind": one.kind.value, "version": 1}:
@@ -214,19 +219,17 @@ class Site:
             made = blacklists.export(tx, self.company.admin, ENTERPRISE, self.company.system.signer, 0)
         (self.folder / "list").write_bytes(made.raw)
 
-    def _sign(self, one: Terminal) -> None:
+    def _configure(self, one: Terminal) -> None:
         (self.folder / f"{one.serial}.toml").write_text(
             f'version = 1\nkind = "{one.kind.value}"\nenterprise_id = {ENTERPRISE}\njournal = "journal.db"\n'
             f'lists = "list.db"\nlist_root_key = "{self.company.system.signer.public.hex()}"\n{one.settings}'
         )
-        files = f"{one.serial}.toml", f"{one.serial}.config"
-        self.run("terminal", "authority", "config", *files, "--serial", one.serial, "--authority", "site.key")
 
     def collect(self) -> int:
         """Fetch every terminal's journal over its line and give it to the office; returns new records."""
         fresh = 0
+        self.run("terminal", "collect-site", "journals", "--plan", "site.toml")
         for one in self.terminals:
-            self.run("terminal", "collect", "journals", "--port", f"{one.serial}/port")
             raw = (self.folder / "journals" / f"{one.serial}.journal").read_bytes()
             fresh += journals.collect(self.company.system.database, ENTERPRISE, raw).records
         return fresh

@@ -348,7 +348,7 @@ class Company:
         sums = {kind: sum(fen for name, fen in books.items() if name.startswith(kind)) for kind in ACCOUNTS}
         if sum(books.values()):
             faults.append(f"the books are off by {sum(books.values())} fen")
-        loaded = -sums["bank"] - sums["subsidies"]
+        loaded = -sum(sums[name] for name in ("bank", "cash", "vouchers", "subsidies"))
         if loaded != on_cards + sums["takings"] + sums["refunds"] + sums["transfers"]:
             faults.append("money went in that is neither on cards nor taken nor owed")
         faults += [f"{name} holds {sums[name]} fen" for name in ("in-doubt", "differences", "transfers") if sums[name]]
@@ -385,5 +385,16 @@ class Company:
         return events
 
 
-ACCOUNTS = ("bank", "subsidies", "takings", "refunds", "transfers", "in-doubt", "differences", "expired")
+ACCOUNTS = (
+    "bank",
+    "cash",
+    "vouchers",
+    "subsidies",
+    "takings",
+    "refunds",
+    "transfers",
+    "in-doubt",
+    "differences",
+    "expired",
+)
 """Beginnings of the accounts' names, beside the cards'."""
