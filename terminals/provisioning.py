@@ -375,9 +375,7 @@ def collect_site(session: Session, folder: Path, plan: Path, only: str | None, i
     lost: list[str] = []
     for wanted in session.progress(loaded.terminals, len(loaded.terminals), "terminals"):
         try:
-            target, file = collect_into(open_session(connect(session, wanted.where), who), folder)
-            last = file.first_seq + len(file.entries) - 1
-            rows.append({"serial": wanted.serial, "file": target, "first_seq": file.first_seq, "last_seq": last})
+            rows.append(collect_into(open_session(connect(session, wanted.where), who), folder))
         except TransportError as e:
             lost.append(f"{wanted.serial}: {e}")
         session.close()  # the next one may hang on the same port

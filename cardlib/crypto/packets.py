@@ -11,8 +11,9 @@ from collections.abc import Callable
 from enum import IntEnum, unique
 from functools import cache
 from hmac import compare_digest
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
+from cardlib.crypto.keys import HiddenValue
 from cardlib.errors import BadKcv, ConfigError, FormatError
 
 
@@ -27,21 +28,12 @@ class PacketAlgorithm(IntEnum):
     DES_ECB = 0xD
 
 
-class PacketKey(ABC):
+class PacketKey(HiddenValue, ABC):
     """One of the keys KIc, KID, KIK of a keyset."""
 
     algorithm: ClassVar[PacketAlgorithm]
     block: ClassVar[int]
-    __slots__ = ("_value",)
-
-    def __init__(self, value: bytes) -> None:
-        self._value = value
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self._value)} bytes>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a key is not pickled")
+    __slots__ = ()
 
     @abstractmethod
     def encrypt(self, blocks: bytes) -> bytes:

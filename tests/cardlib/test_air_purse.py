@@ -107,25 +107,31 @@ def test_recharge_over_the_air(spi: Spi) -> None:
     assert balance(world.card, Purse.MAIN) == LOADS * AMOUNT
 
 
+def faults(seed: int) -> list[str]:
+    """Recharge a card over a bad network to the end; what does not add up. Also for ``script/soak --air``."""
+    world = World()
+    network = Network(world, seed, Random(seed).choice([0.05, 0.15, 0.25]))
+    for _ in range(STEPS):
+        if len(world.journal.moves) == LOADS:
+            break
+        try:
+            step(world, network.card())  # a new one each time: the server keeps nothing but journal and counter
+        except (TransportError, StatusError, OutcomeUnknown):
+            continue
+    for late in network.late_down:  # the network delivers the rest long after
+        network.packets.download(sms.Deliver(NETWORK, late).encode())
+    world.tap()
+    there = balance(world.card, Purse.MAIN)
+    found = [f"{len(world.journal.moves)} of {LOADS} recharges done"] if len(world.journal.moves) != LOADS else []
+    found += [f"{len(world.journal.pending)} left open"] if world.journal.pending else []
+    return found + ([f"{there} fen on the card"] if there != LOADS * AMOUNT else [])
+
+
 @pytest.mark.parametrize("block", range(6))
 def test_exactly_once(block: int) -> None:
     """Whatever is lost, repeated, late or reordered, and when the SIM is reset: each recharge happens exactly once."""
-    for seed in range(25 * block, 25 * block + 25):
-        world = World()
-        network = Network(world, seed, Random(seed).choice([0.05, 0.15, 0.25]))
-        for _ in range(STEPS):
-            if len(world.journal.moves) == LOADS:
-                break
-            try:
-                step(world, network.card())  # a new one each time: the server keeps nothing but journal and counter
-            except (TransportError, StatusError, OutcomeUnknown):
-                continue
-        assert len(world.journal.moves) == LOADS, seed
-        for late in network.late_down:  # the network delivers the rest long after
-            network.packets.download(sms.Deliver(NETWORK, late).encode())
-        assert not world.journal.pending
-        world.tap()
-        assert balance(world.card, Purse.MAIN) == LOADS * AMOUNT, seed
+    for seed in range(40 * block, 40 * block + 40):
+        assert not faults(seed), seed
 
 
 def test_a_dead_line_is_told() -> None:
