@@ -52,7 +52,7 @@ class PhoneScreen(App[None]):
         self.bars: dict[str, int | None] = {}
         self.status, self.words, self.remark = (Static(id=one, markup=False) for one in ("status", "words", "remark"))
         self.text, self.choice, self.field = VerticalScroll(id="text"), OptionList(id="items", markup=False), Input()
-        self.keys = [Button(id=action, compact=True) for action in ("ok", "help", "go_back")]
+        self.keys = [Button(id=action, compact=True, action=f"app.{action}") for action in ("ok", "help", "go_back")]
 
     def compose(self) -> ComposeResult:
         """A phone: status line, text, list or field, soft keys."""
@@ -69,7 +69,7 @@ class PhoneScreen(App[None]):
     def on_mount(self) -> None:
         """Begin."""
         for key in self.keys:
-            key.can_focus = False
+            key.can_focus, key.active_effect_duration = False, 0  # else a second press within 0.2 s is lost
         self.do(lambda: None)
         self.set_interval(LOOK_S, lambda: self.do(self.tick, tidy=False))
 
@@ -139,10 +139,6 @@ class PhoneScreen(App[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Something was typed."""
         self.do(lambda: self.handset.press(event.value))
-
-    async def on_button_pressed(self, event: Button.Pressed) -> None:
-        """A soft key."""
-        await self.run_action(event.button.id or "")
 
     async def action_ok(self) -> None:
         """The left soft key, and Enter on a text."""

@@ -51,6 +51,15 @@ class Hand:
         await self.pilot.pause()
         return words(self.app)
 
+    async def sees(self, *texts: str) -> None:
+        """Wait until all of them are there: a click takes its time on a busy machine."""
+        for _ in range(200):
+            screen = await self.look()
+            if all(text in screen for text in texts):
+                return
+            await self.pilot.pause(0.05)
+        raise AssertionError(f"{texts} in\n{await self.look()}")
+
 
 def hold(phone: Phone, act: Callable[[Hand], Awaitable[None]], size: tuple[int, int] = SIZE) -> PhoneScreen:
     """A phone on a screen of that size, without a terminal."""
@@ -64,11 +73,6 @@ def hold(phone: Phone, act: Callable[[Hand], Awaitable[None]], size: tuple[int, 
     asyncio.run(held())
     assert app.failure is None
     return app
-
-
-def shown(screen: str, *texts: str) -> None:
-    for text in texts:
-        assert text in screen, f"{text}\n{screen}"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +93,12 @@ def test_whole_menu(language: str, menu: str, texts: list[str]) -> None:
     sim.phone.toolkit.remote = Remote()
 
     async def act(hand: Hand) -> None:
-        shown(await hand.look(), menu, "▂▄▆█ ONECARD")
-        top = await hand.press("1")
-        shown(top, *(f"{number} {name}" for number, name in phone.menu.items() if len(name) < 16))
+        await hand.sees(menu, "▂▄▆█ ONECARD")
+        await hand.press("1")
+        await hand.sees(*(f"{number} {name}" for number, name in phone.menu.items() if len(name) < 16))
         for number, text in enumerate(texts, 1):
-            shown(await hand.press(str(number)), text)
+            await hand.press(str(number))
+            await hand.sees(text)
             while phone.screen is not None:
                 await hand.press("escape" if phone.screen.items else "enter")
         assert (await hand.press("end")).count(menu) == 1
@@ -108,18 +113,21 @@ def test_delete_with_password() -> None:
 
     async def act(hand: Hand) -> None:
         await hand.press("1", "5", "down")
-        shown(await hand.press("f1"), "请求删除应用")
+        await hand.press("f1")
+        await hand.sees("请求删除应用")
         await hand.press("enter")
         assert hand.app.choice.highlighted == 1, "the bar stays on Campus"
-        shown(await hand.press("enter"), "服务密码", "4-8 位")
-        shown(await hand.press("x", *PASSWORD[:3], "enter"), "takes 4 to 8", "•••")
-        screen = await hand.press(*PASSWORD[3:])
-        shown(screen, "•" * 8)
-        assert PASSWORD[:3] not in screen
-        screen = await hand.press("enter")
-        shown(screen, "请求已发送")
+        await hand.press("enter")
+        await hand.sees("服务密码", "4-8 位")
+        await hand.press("x", *PASSWORD[:3], "enter")
+        await hand.sees("takes 4 to 8", "•••")
+        assert PASSWORD[:3] not in await hand.press(*PASSWORD[3:])
+        await hand.sees("•" * 8)
+        await hand.press("enter")
+        await hand.sees("请求已发送")
         assert hand.app.field.value == ""
-        shown(await hand.press("enter"), "5 删除应用")
+        await hand.press("enter")
+        await hand.sees("5 删除应用")
 
     hold(phone, act)
     assert [body[-4:].hex() for _, body in remote.requests] == [PASSWORD]
@@ -133,14 +141,18 @@ def test_report_loss_and_back() -> None:
 
     async def act(hand: Hand) -> None:
         await hand.press("1", "6", "2", "1")
-        shown(await hand.press("escape"), "1 食堂", "2 Campus")
-        shown(await hand.press("escape"), "6 挂失")
+        await hand.press("escape")
+        await hand.sees("1 食堂", "2 Campus")
+        await hand.press("escape")
+        await hand.sees("6 挂失")
         await hand.press("6", "2", "1", "2")
-        shown(await hand.press("end"), "1 一卡通")
+        await hand.press("end")
+        await hand.sees("1 一卡通")
         assert not remote.requests
         await hand.press("1", "6", "1", *PASSWORD[:5])
         phone.signal = 0
-        shown(await hand.press("enter"), "发送失败", "无服务")
+        await hand.press("enter")
+        await hand.sees("发送失败", "无服务")
 
     hold(phone, act)
     assert [slot for slot, _ in remote.requests] == [1]
@@ -155,15 +167,19 @@ def test_messages() -> None:
         await hand.press("1", "6", "1", "2")
         phone.receive("食堂 消费 12.50，余额 88.00")
         phone.receive("[b]Second[/b]\nline")
-        shown(await hand.look(), "新信息 2", "服务密码", "••")
+        await hand.sees("新信息 2", "服务密码", "••")
         with pytest.raises(StatusError) as busy:
             phone.deliver(b"\x40\x01")
         assert busy.value.sw == 0x9300
         await hand.press("end")
-        shown(await hand.press("2"), "1 * [b]Second[/b] li", "2 * 食堂 消费 12.50")
-        shown(await hand.press("2"), "余额", "88.00", "新信息 1")
-        shown(await hand.press("enter"), "1 * [b]", "2   食堂")
-        shown(await hand.press("up", "enter"), "[b]Second[/b]", "line")
+        await hand.press("2")
+        await hand.sees("1 * [b]Second[/b] li", "2 * 食堂 消费 12.50")
+        await hand.press("2")
+        await hand.sees("余额", "88.00", "新信息 1")
+        await hand.press("enter")
+        await hand.sees("1 * [b]", "2   食堂")
+        await hand.press("up", "enter")
+        await hand.sees("[b]Second[/b]", "line")
         assert "新信息" not in await hand.press("escape")
         assert not phone.unread
         phone.deliver(b"\x40\x01")
@@ -179,10 +195,10 @@ def test_small_and_resized() -> None:
     async def act(hand: Hand) -> None:
         await hand.press("1")
         await hand.pilot.resize_terminal(40, 12)
-        shown(await hand.look(), "1 卡片信息", "6 挂失", "确定", "返回")
+        await hand.sees("1 卡片信息", "6 挂失", "确定", "返回")
         await hand.press("6", "1", "2", "3")
         await hand.pilot.resize_terminal(100, 30)
-        shown(await hand.look(), "服务密码", "•••", "4-8")
+        await hand.sees("服务密码", "•••", "4-8")
         lines = (await hand.look()).split("\n")
         assert len(lines) == 30
         await hand.pilot.resize_terminal(20, 8)
@@ -201,7 +217,7 @@ def test_keys_under_the_finger() -> None:
             ("#go_back", "2 信息"),
         ):  # fmt: skip
             await hand.pilot.click(key)
-            shown(await hand.look(), text)
+            await hand.sees(text)
         await hand.pilot.click("#go_back")
         await hand.pilot.pause()
         assert hand.app._exit
