@@ -90,7 +90,7 @@ class Handset:
         elif self.place is Place.MESSAGE or not items:
             self.back()
         elif key not in items:
-            raise ConfigError(f"{str(key)!r} is not on the screen: {', '.join(items.values())}")
+            raise ConfigError(f"that is not on the screen: choose from {', '.join(items.values())}")
         elif self.place is Place.MENU:
             phone.open(key)
         elif self.place is Place.INBOX:
@@ -164,6 +164,7 @@ def use(phone: Phone) -> None:
         except (click.Abort, EOFError):
             return
         word, _, rest = key.partition(" ")
+        numbers = {str(number): number for number in screen.items}
         try:
             if key == LEAVE and phone.screen is None:
                 return
@@ -172,9 +173,9 @@ def use(phone: Phone) -> None:
             elif key == LEAVE:
                 handset.leave()
             elif word == HELP:
-                handset.help(int(rest) if rest.isdecimal() else None)
+                handset.help(numbers.get(rest))
             else:
-                handset.press(int(key) if screen.items and key.isdecimal() else key)
+                handset.press(numbers.get(key, key))
         except ConfigError as e:
             click.echo(str(e))
 

@@ -280,7 +280,8 @@ def _number(items: Mapping[int, str], entry: str | int) -> int:
     for number, name in items.items():
         if entry in (number, name):
             return number
-    raise ConfigError(f"{str(entry)!r} is not on the screen: {', '.join(items.values()) or 'nothing is'}")
+    # What was typed is not repeated: it may be a password that was typed too early.
+    raise ConfigError(f"that is not on the screen: choose from {', '.join(items.values()) or 'nothing'}")
 
 
 def read_alpha(raw: bytes) -> str:

@@ -120,6 +120,11 @@ class PhoneScreen(App[None]):
             self.say(f"{low}-{high} {handset.say('lengths')}")
         (field if high else choice if screen.items else self.text).focus()
 
+    def copy_to_clipboard(self, text: str) -> None:
+        """A hidden field is not copied: the terminal would be sent what it holds."""
+        if self.shown is None or not self.shown.hidden:
+            super().copy_to_clipboard(text)
+
     # Keys -------------------------------------------------------------------------------------------------------
 
     def on_key(self, event: events.Key) -> None:

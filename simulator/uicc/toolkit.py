@@ -304,8 +304,14 @@ def once(command: Command) -> Dialogue:
 # Handlers ---------------------------------------------------------------------------------------------------------
 
 
+def _without_parameters(p1: int, p2: int) -> None:
+    if p1 or p2:
+        raise Refusal(SW.P1P2)
+
+
 def terminal_profile(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int) -> bytes:
     """TERMINAL PROFILE."""
+    _without_parameters(p1, p2)
     if not data:
         raise Refusal(SW.LENGTH)
     face.toolkit.begin(data)
@@ -314,17 +320,20 @@ def terminal_profile(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes
 
 def fetch(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int) -> bytes:
     """FETCH."""
+    _without_parameters(p1, p2)
     return face.toolkit.fetched(le)
 
 
 def terminal_response(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int) -> bytes:
     """TERMINAL RESPONSE."""
+    _without_parameters(p1, p2)
     face.toolkit.respond(data)
     return b""
 
 
 def envelope(face: Uicc, channel: Channel, p1: int, p2: int, data: bytes, le: int) -> bytes:
     """ENVELOPE."""
+    _without_parameters(p1, p2)
     answer, channel.sw = face.toolkit.enveloped(data)
     if channel.sw == REFUSED and face.command[0] == GSM_CLASS:
         channel.sw = REFUSED_GSM

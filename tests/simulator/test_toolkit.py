@@ -270,7 +270,7 @@ def test_phone_in_a_persons_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     cli.run(["sim", "phone", str(file), "--language", "en"], Session())
     shown = capsys.readouterr().out
     for text in (
-        "2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)", "Asks to delete",
+        "2 Balances", "Main purse 12.34", "that is not on the screen", "Service password", "(4-8)", "Asks to delete",
         "Shows the balances", "2 Messages", "No messages",
     ):  # fmt: skip
         assert text in shown, text
@@ -413,6 +413,19 @@ def test_wrong_terminal_response(answer: str) -> None:
     assert desk.raw("80F2000C") == "9000"
     phone.press()
     assert phone.choose("余额").startswith("食堂")
+
+
+def test_commands_without_parameters() -> None:
+    """P1 and P2 of the four commands are 0; a wrong one changes nothing."""
+    sim, phone = made("食堂")
+    phone.open("余额")
+    desk = Desk(sim.phone)
+    for command in ("10{}01FF", "12{}00", "14{}0C810301218182028281830100", "C2{}09D30782020181900102"):
+        for parameters in ("0100", "0001"):
+            assert desk.raw("80" + command.format(parameters)) == "6A86"
+            assert desk.raw("A0" + command.format(parameters)) == "6B00"
+    phone.press()
+    assert phone.screen is None
 
 
 @pytest.mark.parametrize("digits", ["", "123", "123456789", "12a45", "１２３４", "12345\n"])
