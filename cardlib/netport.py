@@ -122,6 +122,11 @@ def wait(ends: Iterable[NetPort | Listener], timeout_s: float) -> None:
     select.select([end for end in ends if end.fileno() >= 0], [], [], timeout_s)
 
 
+def tls_context() -> ssl.SSLContext:
+    """Checks the far end's certificate against this computer's authorities, or those in SSL_CERT_FILE."""
+    return ssl.create_default_context()
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT``, an IPv6 address in brackets. Raises ConfigError."""
     host, _, digits = text.rpartition(":")
