@@ -67,7 +67,8 @@ class Town:
     def type(self, *lines: str, json_too: bool = True) -> tuple[list[dict[str, object]], str, int]:
         """Run the terminal until it has read all lines: its events, what it said, its exit code."""
         args = ["terminal", "run", "--terminal", "t.toml", "--sam-reader", "sim:sam.img", "--reader", "sim:one.img"]
-        done = self.start(*args, "--language", "en", *(["--json"] if json_too else []))
+        args += ["--language", "en", "--trace-file", "trace.txt"]
+        done = self.start(*args, *(["--json"] if json_too else []))
         out, err = done.communicate("\n".join(lines) + "\n", PATIENCE_S)
         WATCH.saw("the terminal's output", out + err)
         return [json.loads(line) for line in out.splitlines()] if json_too else [], out + err, done.returncode
@@ -128,6 +129,9 @@ def test_a_terminal_issues_one_card_and_a_batch(town: Town) -> None:
     labels = [line.split("\t")[0] for line in (town.folder / "labels.txt").read_text().splitlines()]
     assert labels == ["E002", "E002", "E001", "E003"]
     assert [line[:5] for line in (town.folder / "pins.csv").read_text().splitlines()] == ["E001,", "E003,"]
+    trace = (town.folder / "trace.txt").read_text()
+    assert len(trace) > 10_000
+    assert "246824" not in trace
     _, said, code = town.type("return", "RETURN", "", "read", "", "dance", "quit", json_too=False)
     assert code == 0
     assert "type RETURN to go on" in said

@@ -24,6 +24,7 @@ PAGES = [
     "docs/terminals.md",
     "docs/test-rigs.md",
     "docs/installer.md",
+    "docs/over-the-air.md",
 ]
 NOT_RUN = re.compile(r"^(script/|git clone|\.venv/)", re.MULTILINE)
 """Blocks that set up a machine, run the whole suite, or say where the command is."""
