@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from cardlib.errors import FormatError, TransportError
 from cardlib.wire.smpp import (
+    BINDS,
     MAX_SEQUENCE,
     Bind,
     Command,
@@ -74,11 +75,16 @@ class _Sent(NamedTuple):
 
 
 class Esme:
-    """One connection to a message centre, bound as transceiver, kept up for as long as it is polled."""
+    """One connection to a message centre, kept up for as long as it is polled.
+
+    ``kind``: who only sends binds as transmitter, else the centre may bring him what is meant for another.
+    """
 
     def __init__(
-        self, connect: Callable[[], Port], bind: Bind, owner: Owner, clock: Callable[[], float], window: int = WINDOW
-    ) -> None:
+        self, connect: Callable[[], Port], bind: Bind, owner: Owner, clock: Callable[[], float], window: int = WINDOW,
+        kind: Command = Command.BIND_TRANSCEIVER,
+    ) -> None:  # fmt: skip
+        self._kind = kind
         self._connect, self._bind, self._owner, self._clock, self._window = connect, bind, owner, clock, window
         self.bound = False
         self.trouble = ""
@@ -127,7 +133,7 @@ class Esme:
         self._port = self._connect()
         self._deframer = Deframer()
         self._heard_s = now
-        self._request(Command.BIND_TRANSCEIVER, self._bind.encode())
+        self._request(self._kind, self._bind.encode())
 
     def _drop(self, why: str) -> None:
         """The line is gone: say what is lost, try again later."""
@@ -183,14 +189,14 @@ class Esme:
         del self._out[pdu.sequence]
         if sent.message is not None:
             self._submitted(sent.key, sent.message, pdu, now)
-        elif pdu.command is Command.BIND_TRANSCEIVER_RESP:
+        elif sent.command in BINDS:
+            if pdu.command is Command.GENERIC_NACK:
+                raise TransportError(f"the message centre does not know {self._kind.name.lower()}")
             if pdu.status:
                 raise TransportError(
                     f"the message centre refuses us: status {pdu.status:02X}, look at name and password"
                 )
             self.bound, self.trouble, self._wait_s = True, "", FIRST_RETRY_S
-        elif pdu.command is Command.GENERIC_NACK and not self.bound:
-            raise TransportError("the message centre does not know a transceiver")
 
     def _submitted(self, key: str, message: Message, pdu: Pdu, now: float) -> None:
         if Status.passes(pdu.status):

@@ -26,7 +26,7 @@ from cardlib.errors import Conflict, FormatError, NotFound
 from cardlib.money import yuan
 from cardlib.profile import Purse, TransactionType
 from cardlib.wire import sms
-from cardlib.wire.smpp import Address, Bind, Message
+from cardlib.wire.smpp import Address, Bind, Command, Message
 
 OLD_MS = 2 * 86_400_000
 """What happened longer ago is not told any more."""
@@ -393,7 +393,7 @@ class Sender:
     ) -> None:  # fmt: skip
         self._db, self._enterprise_id, self._offset_min = db, enterprise_id, offset_min
         self._source, self._signature, self._clock = source, signature, clock
-        self.esme = Esme(connect, bind, self, clock)
+        self.esme = Esme(connect, bind, self, clock, kind=Command.BIND_TRANSMITTER)  # answers of SIMs are not for us
         self._open: dict[str, _Open] = {}
         self._ended: dict[str, tuple[str, str]] = {}
         self._gather_s, self._are_more = float("-inf"), True
@@ -489,4 +489,4 @@ class Sender:
         self._part(key, "lost")
 
     def delivered(self, message: Message) -> None:
-        """Answers to notices are nobody's: they are taken and forgotten."""
+        """Never, since a transmitter is brought nothing; what a centre brings all the same is forgotten."""

@@ -76,7 +76,8 @@ class Faults(NamedTuple):
     """Odds from 0 to 1 of what goes wrong; ``slowest_s``: a message takes up to so long, so that they overtake.
 
     ``loss`` and ``twice`` are of the way between centre and phone, in both directions; ``throttled`` asks the client
-    for a pause; ``cut`` hangs up instead of answering, half of the times having taken the message.
+    for a pause; ``cut`` hangs up instead of answering, half of the times having taken the message. ``late`` answers
+    up to ``slowest_s`` later, so perhaps after the SIM; ``nameless`` answers with an empty message id.
     """
 
     loss: float = 0.0
@@ -84,6 +85,8 @@ class Faults(NamedTuple):
     slowest_s: float = 0.0
     throttled: float = 0.0
     cut: float = 0.0
+    late: float = 0.0
+    nameless: float = 0.0
 
 
 NO_FAULTS = Faults()
@@ -153,9 +156,12 @@ class Centre:
 
     def _on_the_way(self, arrive: Callable[[], None]) -> None:
         """What goes over the air arrives later, twice or never."""
-        for _ in range(2 if self._random.random() < self.faults.twice else 1):
-            if self._random.random() >= self.faults.loss:
+        for _ in range(2 if self._drawn(self.faults.twice) else 1):
+            if not self._drawn(self.faults.loss):
                 self._at(self._clock() + self._random.uniform(0, self.faults.slowest_s), arrive)
+
+    def _drawn(self, odds: float) -> bool:
+        return self._random.random() < odds
 
     def _at(self, when_s: float, act: Callable[[], None]) -> None:
         self._count += 1
@@ -307,6 +313,10 @@ class Centre:
             body = b"" if status else named(SYSTEM) + bytes.fromhex("0210000134")
         elif pdu.command is Command.SUBMIT_SM and line.bound not in (None, Command.BIND_RECEIVER):
             status, body = self._submitted(pdu)
+            if self._drawn(self.faults.late):
+                after_s = self._random.uniform(0, self.faults.slowest_s)
+                self._at(self._clock() + after_s, lambda: self._answer_late(line, pdu, status, body))
+                return
         elif pdu.command is Command.ENQUIRE_LINK:
             status, body = Status.OK, b""
         elif pdu.command is Command.UNBIND and line.bound:
@@ -315,6 +325,10 @@ class Centre:
         else:
             status, body = Status.BAD_BIND_STATE, b"\0" if pdu.command in MESSAGES else b""
         line.write(pdu.command.answer, status, pdu.sequence, body)
+
+    def _answer_late(self, line: _Line, pdu: Pdu, status: Status, body: bytes) -> None:
+        if line in self._lines:
+            self._guarded(line, lambda line: line.write(pdu.command.answer, status, pdu.sequence, body))
 
     def _bind(self, line: _Line, pdu: Pdu) -> Status:
         if line.bound:
@@ -332,17 +346,17 @@ class Centre:
 
     def _submitted(self, pdu: Pdu) -> tuple[Status, bytes]:
         """Status and body of the answer. Raises TransportError when the line is cut instead."""
-        if self._random.random() < self.faults.throttled:
+        if self._drawn(self.faults.throttled):
             return Status.THROTTLED, b"\0"
-        cut = self._random.random() < self.faults.cut
-        if cut and self._random.random() < 0.5:
+        cut = self._drawn(self.faults.cut)
+        if cut and self._drawn(0.5):
             raise TransportError("cut before the message was taken")
         try:
             message = Message.decode(pdu.body)
         except FormatError:
             return Status.INVALID_LENGTH, b"\0"
         status = self._keep(message, self._clock())
-        message_id = "" if status else f"{self._count:08X}"
+        message_id = "" if status or self._drawn(self.faults.nameless) else f"{self._count:08X}"
         if cut:
             raise TransportError("cut before the answer")
         return status, named(message_id)

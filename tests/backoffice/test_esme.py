@@ -132,6 +132,20 @@ def test_a_refused_bind_sends_nothing(bind: Bind) -> None:
     assert bind.password not in world.esme.trouble + repr(bind)
 
 
+def test_who_only_sends_gets_nothing() -> None:
+    """A client bound as transmitter sends; what phones say goes to another one."""
+    world = World()
+    world.esme = Esme(world._call, BIND, world.owner, world.clock, kind=Command.BIND_TRANSMITTER)
+    phone = world.phone()
+    world.esme.submit("a", packet(b"x"))
+    world.run()
+    assert (len(phone.packets), world.owner.how, world.owner.came) == (1, {"a": "accepted"}, [])
+    other = Ends()
+    world.esme = Esme(world._call, BIND, other, world.clock)
+    world.run()
+    assert [one.text for one in other.came] == [b"\x02\x71\x00" + phone.packets[0][-4:]]
+
+
 def test_the_window_is_kept() -> None:
     """No more than the window is under way; an answer lets the next one go."""
     script = Script(window=3).bound()

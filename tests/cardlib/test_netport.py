@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Thread
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from cardlib import netport
 from cardlib.errors import ConfigError, ReaderLost, TransportError
@@ -65,6 +74,55 @@ def test_a_line_that_is_gone() -> None:
     listener.close()
     with pytest.raises(TransportError, match="check address and port"):
         NetPort.call("127.0.0.1", listener.port)
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of localhost that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), day, day.replace(2099))
+    signed = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False).sign(
+        key, hashes.SHA256()
+    )
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    pem = serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, pem, serialization.NoEncryption()))
+    return paths
+
+
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under TLS data pass both ways; a certificate that nobody vouches for, or of another name, is refused."""
+    cert, key = certificate(tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(cert, key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            for _ in range(3):
+                line, _ = listener.accept()
+                with line, suppress(OSError), server.wrap_socket(line, server_side=True) as tls:
+                    tls.sendall(tls.recv(100)[::-1] * 20_000)
+
+        thread = Thread(target=serve)
+        thread.start()
+        with pytest.raises(TransportError, match="check certificate and name"):
+            NetPort.call("localhost", port, netport.tls_context())
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        with pytest.raises(TransportError, match="check certificate and name"):
+            NetPort.call("127.0.0.1", port, netport.tls_context())
+        line = NetPort.call("localhost", port, netport.tls_context())
+        assert line.read() == b""
+        line.write(b"abc")
+        found = b""
+        while len(found) < 60_000:
+            wait([line], 0.05)
+            found += line.read()
+        assert found == b"cba" * 20_000
+        line.close()
+        thread.join()
 
 
 def test_addresses() -> None:

@@ -72,7 +72,12 @@ def lose(tx: Any, old: str, new: str) -> None:
 @contextmanager
 def centre() -> Iterator[tuple[int, Handset]]:
     """A message centre on a free port, with the member's phone."""
-    made, phone, listener, stop = Centre({BIND.system_id: PASSWORD}, time.time), Handset(), Listener("", 0), Event()
+    made, phone, listener, stop = (
+        Centre({BIND.system_id: PASSWORD}, time.time),
+        Handset(),
+        Listener("127.0.0.1", 0),
+        Event(),
+    )
     made.register(PHONE, phone)
 
     def serve() -> None:

@@ -177,6 +177,20 @@ def test_faults_by_seed() -> None:
     assert len(found) > len(set(found))
 
 
+def test_late_and_nameless_answers() -> None:
+    """The SIM's answer may come before the centre's, which may have no message id."""
+    world = World(2, Faults(slowest_s=5.0, late=0.7, nameless=0.5))
+    world.phone()
+    order: list[str] = []
+    world.owner.accepted = lambda key, message_id: order.append(key + message_id[:0])  # type: ignore[method-assign]
+    world.owner.delivered = lambda message: order.append(f"{message.text[-2:].decode()}!")  # type: ignore[method-assign]
+    for n in range(20):
+        world.esme.submit(f"{n:02}", packet(b"%02d" % n))
+    world.run(30, 0.2)
+    assert sorted(order) == sorted([f"{n:02}" for n in range(20)] + [f"{n:02}!" for n in range(20)])
+    assert any(order.index(f"{n:02}!") < order.index(f"{n:02}") for n in range(20))
+
+
 def test_a_full_queue_asks_for_patience() -> None:
     """QUEUE_FULL makes the client wait, and everything arrives in the end."""
     world = World()
