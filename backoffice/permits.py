@@ -62,10 +62,21 @@ def require_active_card(tx: Tx, enterprise_id: int, card_serial: bytes) -> None:
         raise Refused("card_state", f"card {card_serial.hex().upper()} is {state or 'not issued here'}, not active")
 
 
+def _require_no_void(tx: Tx, enterprise_id: int, wanted: Permit) -> None:
+    """Raise Refused ``void_balance`` while the chip holds what has expired: money on top of it could not be told apart.
+
+    An undo gives back what was on the chip, so nothing new comes to it.
+    """
+    if wanted.account and ledger.void(tx, enterprise_id, wanted.card_serial, wanted.purse) > 0:
+        serial = wanted.card_serial.hex().upper()
+        raise Refused("void_balance", f"card {serial} holds an expired balance: `onecard wallet expire` takes it off")
+
+
 def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
     """Give leave; the same request again finds what became of it.
 
-    Raises Refused ``card_state``, ``used``, FormatError, Conflict when the request id was for something else.
+    Raises Refused ``card_state``, ``used``, ``void_balance``, FormatError, Conflict when the request
+    id was for something else.
     """
     if not 0 < wanted.amount_fen <= MAX_FEN or not 1 <= len(wanted.request_id.encode()) <= 64:
         raise FormatError(f"a load is of 1 to {MAX_FEN} fen, under a request id of 1 to 64 bytes")
@@ -74,6 +85,8 @@ def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
         assert other is not None
         raise Refused("used", f"{wanted.source} was used at terminal {other[0].hex().upper()}")
     row = tx.one(_ONE, (enterprise_id, *_place(wanted)))
+    if row is None or row["state"] == "allowed":
+        _require_no_void(tx, enterprise_id, wanted)
     if row is None:
         tx.execute(
             "INSERT INTO load_permit (enterprise_id, terminal, request_id, source, card_serial, purse, amount_fen,"
@@ -130,7 +143,7 @@ def hold(tx: Tx, enterprise_id: int, wanted: Permit, card_seq: int, balance_fen:
     """Bind a permit to the card's counter and take its amount from whoever pays: MAC2 may be given afterwards.
 
     ``wanted`` says what the terminal is about to load; ``balance_fen`` is what the card proved (MAC1) to hold.
-    Raises Refused ``not_allowed``, ``card_state``, ``purse_limit``, ``done``, ``open``, ``used``.
+    Raises Refused ``not_allowed``, ``card_state``, ``void_balance``, ``purse_limit``, ``done``, ``open``, ``used``.
     """
     found = find(tx, enterprise_id, wanted)
     require_active_card(tx, enterprise_id, found.card_serial)
@@ -140,6 +153,7 @@ def hold(tx: Tx, enterprise_id: int, wanted: Permit, card_seq: int, balance_fen:
         if found.card_seq != card_seq:
             raise Refused("open", f"request {found.request_id} may have been done: collect the journals")
         return found
+    _require_no_void(tx, enterprise_id, found)
     if not found.source.startswith("undo:"):
         most = number_setting(tx, enterprise_id, Setting.PURSE_LIMIT_FEN)
         if balance_fen + found.amount_fen > most:

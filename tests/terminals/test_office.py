@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from backoffice import cards, ledger, registry
+from backoffice import cards, expiry, ledger, registry, subsidies, vouchers, wallet
 from backoffice.enterprises import Setting, change_setting
 from backoffice.ledger import cash_account
 from backoffice.registry import TerminalKind
+from backoffice.subsidies import Way
 from cardlib.errors import ConfigError, Conflict, FormatError, MacMismatch, OneCardError, Refused, TransportError
 from cardlib.profile import Purpose, Purse, TransactionType
 from cardlib.purse import initialize_load, open_application
@@ -244,6 +245,33 @@ def test_limits_of_the_enterprise(office: Site, desk: Recharge, card: Card) -> N
     card.reset()
     desk.recharge(card, 2_000, "C4")
     settled(office, card, 7_000, desk)
+
+
+def test_what_has_expired_is_taken_off_before_anything_is_loaded(office: Site, desk: Recharge, card: Card) -> None:
+    """A chip that still holds an expired balance gets no leave and no MAC2, in that purse alone, until emptied."""
+    world, serial = office.world, serial_of(card)
+    desk.recharge(card, 5_000, "C1")
+    office.collect(desk)
+    line_of(desk).allow_load(serial, 100, "C2", 1)  # leave given before the balance expired
+    with world.db.write() as tx:
+        change_setting(tx, ADMIN, ENTERPRISE, Setting.BALANCE_EXPIRES.name, "2026-09-20")
+    assert [one.left for one in expiry.expire(world.db, ADMIN, ENTERPRISE)] == [""]
+    card.reset()
+    assert refused(lambda: desk.recharge(card, 100, "C2")) == "void_balance"
+    assert load_at(office, desk, card, "C2") == "void_balance"
+    with world.db.write() as tx:
+        (paper,) = vouchers.make(tx, ADMIN, ENTERPRISE, "B", 1, 100, "2030-12-31", world.random_bytes)
+        subsidies.grant(tx, ADMIN, ENTERPRISE, "G", 202609, 700, Way.ADD, "2030-12-31")
+    card.reset()
+    assert refused(lambda: desk.voucher(card, paper.number, paper.secret)) == "void_balance"
+    card.reset()
+    assert desk.claim(card).amount_fen == 700
+    card.reset()
+    assert wallet.expire(world.office, ADMIN, card, serial)["amount_fen"] == 5_000
+    card.reset()
+    assert desk.voucher(card, paper.number, paper.secret).balance_fen == 100
+    office.collect(desk)
+    world.agrees()
 
 
 def test_cards_that_are_not_in_use(office: Site, desk: Recharge, card: Card) -> None:
