@@ -119,9 +119,13 @@ HELP = {
 def _open_simulated(rest: str) -> Transport:
     from simulator.image import keep, load  # noqa: PLC0415  # only for sim: readers
 
-    path = Path(rest)
+    name, cut, step = rest.partition("?cut=")
+    if cut and not step.isdecimal():
+        raise errors.ConfigError(f"sim:{rest}: ?cut= is the step at which the card is pulled away, from 1 on")
+    path = Path(name)
     card = load(path)
     keep(card, path)
+    card.power.cut_at(int(step or 0))
     return card
 
 

@@ -6,16 +6,19 @@ says anything for sure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum, unique
 from typing import NamedTuple, Self
 
+from cardlib.apdu import SW, Command
 from cardlib.crypto.keys import Key
-from cardlib.crypto.packets import PacketAlgorithm, packet_key
-from cardlib.errors import FormatError, Refused
+from cardlib.crypto.packets import PacketAlgorithm, PacketKey, key_class, packet_key
+from cardlib.errors import FormatError, LineTimeout, MacMismatch, Refused
 from cardlib.wire import scp80, sms
 from cardlib.wire.scp80 import Head, Keys, PorStatus, SealedCommand, Spi
 
+ISSUER_TAR = bytes(3)
+DES_KEY, AES_KEY = 0x80, 0x88
 ONE_CARD_TAR = b"\xbf\xff\x4f"
 ONE_CARD_SPI = Spi(0x16, 0x19)
 """Checksum, ciphering, counter higher; a PoR always, signed and ciphered, in the delivery report."""
@@ -23,12 +26,18 @@ ONE_CARD_SPI_SUBMIT = Spi(0x16, 0x39)
 """The same with the PoR in a short message of its own."""
 REQUEST_SPI = Spi(0x16, 0x00)
 PLATFORM_KEY_SET = 1
+GET_RESPONSE = bytes.fromhex("00C0000000")
 NO_MORE = "the counter of this keyset is at its end: give the card a new keyset"
 
 
 def slot_key_set(slot: int) -> int:
     """Number (KVN) of the keyset that belongs to a slot, 1 to 8."""
     return slot + 1
+
+
+def _refuse_single_des(algorithm: int) -> None:
+    if algorithm in (PacketAlgorithm.DES, PacketAlgorithm.DES_ECB):
+        raise Refused("single_des", "single DES protects nothing: use a keyset of AES or 3DES")
 
 
 class KeySet(NamedTuple):
@@ -40,8 +49,7 @@ class KeySet(NamedTuple):
     @classmethod
     def of(cls, number: int, algorithm: int, kic: bytes, kid: bytes) -> Self:
         """Raises Refused for single DES, ConfigError for values that fit no algorithm."""
-        if algorithm in (PacketAlgorithm.DES, PacketAlgorithm.DES_ECB):
-            raise Refused("single_des", "single DES protects nothing: use a keyset of AES or 3DES")
+        _refuse_single_des(algorithm)
         return cls(number, Keys(packet_key(algorithm, kic), packet_key(algorithm, kid)))
 
     def head(self, spi: Spi, tar: bytes) -> Head:
@@ -60,8 +68,20 @@ def derive_key_sets(
     Children have 16 bytes: AES-128, or 3DES of two keys. Raises FormatError when the factors are not whole.
     """
     kics, kids = kic_master.diversify_many(factors), kid_master.diversify_many(factors)
+    _refuse_single_des(algorithm)
+    make = key_class(algorithm, 16)
     for at in range(0, len(kics), 16):
-        yield KeySet.of(number, algorithm, kics[at : at + 16], kids[at : at + 16])
+        yield KeySet(number, Keys(make(kics[at : at + 16]), make(kids[at : at + 16])))
+
+
+def put_key_set(number: int, keys: Iterable[PacketKey], kik: PacketKey, *, replaces: bool = False) -> bytes:
+    """PUT KEY of a slot's keyset (KIc, KID, KIK) under the platform's KIK; sent under keyset 1 to TAR 000000."""
+    body = bytes((number,))
+    for key in keys:
+        sealed = kik.wrap(key)
+        kind = AES_KEY if key.algorithm is PacketAlgorithm.AES else DES_KEY
+        body += bytes((kind, len(sealed))) + sealed + b"\x03" + key.put_key_kcv
+    return bytes((0x80, 0xD8, number if replaces else 0, 0x81, len(body))) + body
 
 
 class Reply(NamedTuple):
@@ -135,6 +155,66 @@ class Inbox:
             return None
         whole = joined is not None and sms.Element(sms.IEI_RESPONSE, b"") in joined.elements
         return joined.payload if joined is not None and whole else None
+
+
+class AirCard:
+    """A card over the air as a transport: each command is a script, so that every protocol runs as through a reader.
+
+    ``next_counter`` stores the counter that it returns before it returns. ``carry`` sends the user data of short
+    messages and returns the user data that came back, in whatever order, until nothing more is expected. A packet
+    without proof is sent again, the same one, ``tries`` times in all; then LineTimeout: whether it ran is not known.
+    Whatever is sent and proven later ends that doubt, since the card then refuses the older counter.
+    """
+
+    atr = b""
+
+    def __init__(
+        self,
+        key_set: KeySet,
+        next_counter: Callable[[], int],
+        carry: Callable[[list[bytes]], Iterable[bytes]],
+        *,
+        spi: Spi = ONE_CARD_SPI,
+        tries: int = 3,
+    ) -> None:
+        self.key_set, self.next_counter, self.carry = key_set, next_counter, carry
+        self.spi, self.tries = spi, tries
+
+    def transceive(self, command_apdu: bytes) -> bytes:
+        """Run one command; data and status word. Raises LineTimeout, Refused at the counter's end."""
+        parsed = Command.decode(command_apdu)
+        script = [command_apdu]
+        if parsed.data and parsed.le is not None:
+            script.append(GET_RESPONSE)
+        reply = self.prove(command(self.key_set, self.next_counter(), script, self.spi))
+        answer = reply.answer
+        if answer is None:
+            raise LineTimeout(
+                f"the card ran the command, but its answer did not get through (status {reply.status:02X})"
+            )
+        if len(script) == 2 and answer.executed == 2 and answer.sw == SW.CONDITIONS:
+            return SW.OK.to_bytes(2, "big")  # the command brought nothing to fetch
+        sw = SW.OK if answer.sw >> 8 == 0x61 else answer.sw  # what nobody wanted stays there
+        return answer.data + sw.to_bytes(2, "big")
+
+    def prove(self, outgoing: Outgoing) -> Reply:
+        """Send a packet until its proof is there. Raises LineTimeout."""
+        inbox, hint = Inbox(), ""
+        for _ in range(self.tries):
+            for user_data in self.carry(outgoing.user_data(outgoing.counter & 0xFF)):
+                packet = inbox.add("card", user_data)
+                try:
+                    reply = outgoing.read(packet) if packet else None
+                except (FormatError, MacMismatch):
+                    continue  # anyone may send anything
+                if reply is not None and reply.is_final:
+                    return reply
+                if reply is not None and not reply.proven:
+                    hint = f"; something said {PorStatus(reply.status).name}"
+        raise LineTimeout(f"no proof of receipt of packet {outgoing.counter} after {self.tries} tries{hint}")
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 # What the card asks by itself (ota.md, From the SIM menu) -----------------------------------------------------------

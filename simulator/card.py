@@ -13,7 +13,7 @@ from cardlib.errors import CardRemoved, ConfigError, FormatError
 from simulator import snapshot
 from simulator.files import BLOCKED, UNBLOCKED, Df, Ef, KeyFile, KeyRecord, key_id
 from simulator.handlers import OK, Counted, Handler, Refusal, expect_le, files, keys, purse, security, structure
-from simulator.nvm import MEMORY_BYTES, Cell, Nvm, Power
+from simulator.nvm import MEMORY_BYTES, Cell, Nvm, Power, Powered
 
 VENDOR_MF = bytes.fromhex("38FFFF080801")
 VENDOR_KEY_FILE = KeyFile(0x0200, 0x01, 0x08)
@@ -114,7 +114,7 @@ class ScriptedRandom:
         return drawn if len(drawn) == size else drawn + self._then(size - len(drawn))
 
 
-class Card:
+class Card(Powered):
     """One face of a card. A second ``Card`` on the same ``nvm`` is the other face of the same chip (profile.md).
 
     A card has no power until :meth:`reset`, except that a new object is already reset. ``t0``: data of a command
@@ -225,27 +225,6 @@ class Card:
         if mf is None:
             raise Refusal(SW.NOT_SUPPORTED)
         return mf
-
-    def reset(self) -> bytes:
-        """Give power and reset: memory is completed or rolled back, volatile state is gone; returns the ATR."""
-        self.power.on = True
-        with self.nvm.lock:
-            try:
-                self.nvm.recover(self.power)
-            finally:
-                self._forget()
-        return self.atr
-
-    def power_off(self) -> None:
-        """Take the card off the field."""
-        with self.nvm.lock:
-            self.power.on = False
-            self.nvm.abort()
-            self._forget()
-
-    def close(self) -> None:
-        """End of use, as of any transport."""
-        self.power_off()
 
     def _forget(self) -> None:
         self.mf_state = self.df_state = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,13 @@ import click
 from cardlib.errors import CheckFailed, Refused
 from cardlib.money import yuan
 from console import LeafCommand, Session, pass_session
+from simulator.story import Story
 from simulator.world import MORNING_MS, Company, Till
 
 MINUTE_MS = 60_000
 PRICE_FEN = 15_00
 TORN, UNDONE, LOST, REISSUED = 6, 11, 16, 21
 """Whose lunch is torn, who is charged wrongly, who loses a card and finds it, whose card breaks: places in the list."""
-
-
-@dataclass
-class Story:
-    """What happened, told while it happens; ``facts`` is the same for machines."""
-
-    tell: Callable[[str], None]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def chapter(self, title: str) -> None:
-        """Begin a screen."""
-        self.tell(f"\n{title}\n{'-' * len(title)}")
-
-    def fact(self, name: str, value: object, line: str) -> None:
-        """One thing that happened."""
-        self.facts[name] = value
-        self.tell(f"  {line}")
 
 
 def _at(company: Company, minutes: int) -> None:
@@ -136,32 +119,44 @@ def _evening(story: Story, company: Company) -> None:
     story.tell("  Money conserved, every record settled, audit chain intact.")
 
 
+def _day(story: Story, folder: Path, seed: int, progress: Callable[[Any, int, str], Iterator[Any]]) -> None:
+    company = Company(folder, seed)
+    try:
+        staff = _morning(story, company, progress)
+        _at(company, 120)
+        _money(story, company, staff)
+        _at(company, 240)
+        tills = [company.open_till(1), company.open_till(2)]
+        _lunch(story, company, staff, tills)
+        _at(company, 420)
+        _loss(story, company, staff, tills)
+        _evening(story, company)
+    finally:
+        company.close()
+
+
 @click.command("demo", cls=LeafCommand)
 @click.option("--seed", default=1, show_default=True, help="Everything random comes from it.")
+@click.option("--terminals", is_flag=True, help="A morning at five terminals, each a process on a line of its own.")
 @pass_session
-def command(session: Session, seed: int) -> None:
+def command(session: Session, seed: int, *, terminals: bool) -> None:
     """A company of 50 people for one day on the simulator: cards, lunch, loss, settlement, and a proof.
 
-    Needs no hardware and leaves nothing behind. Exit code 8 when the day does not add up.
+    With --terminals: one terminal of each kind is brought into service over its line, works, is collected, settled.
+    Needs no hardware and leaves nothing behind. Exit code 8 when it does not add up.
     """
     story = Story((lambda _: None) if session.json else click.echo)
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="onecard-demo-") as folder:
-        company = Company(Path(folder), seed)
-        try:
-            staff = _morning(story, company, session.progress)
-            _at(company, 120)
-            _money(story, company, staff)
-            _at(company, 240)
-            tills = [company.open_till(1), company.open_till(2)]
-            _lunch(story, company, staff, tills)
-            _at(company, 420)
-            _loss(story, company, staff, tills)
-            _evening(story, company)
-        finally:
-            company.close()
+    with tempfile.TemporaryDirectory(prefix="onecard-demo-") as name:
+        folder = Path(name)
+        if terminals:
+            from simulator.morning import Morning  # noqa: PLC0415  # the day alone needs no processes
+
+            Morning(folder, story, seed).tell()
+        else:
+            _day(story, folder, seed, session.progress)
     story.facts["seconds"] = round(time.perf_counter() - began, 1)
     if session.json:
         session.emit(story.facts)
     else:
-        click.echo(f"\nOne day in {story.facts['seconds']} s.")
+        click.echo(f"\n{'One morning' if terminals else 'One day'} in {story.facts['seconds']} s.")

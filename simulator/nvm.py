@@ -6,6 +6,7 @@ cleared. Power may go between any two of these steps; the next power-on complete
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from threading import RLock
 from typing import Any, Generic, TypeVar
@@ -134,3 +135,40 @@ class Nvm:
     def torn(self) -> bool:
         """Whether a committed transaction still waits for its home writes."""
         return self._marked
+
+
+class Powered(ABC):
+    """One face of a chip: what power does to it. Files survive, everything volatile is gone."""
+
+    nvm: Nvm
+    power: Power
+
+    @property
+    @abstractmethod
+    def atr(self) -> bytes:
+        """The answer to reset."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Lose all that is volatile."""
+
+    def reset(self) -> bytes:
+        """Give power and reset: memory is completed or rolled back, volatile state is gone; returns the ATR."""
+        self.power.on = True
+        with self.nvm.lock:
+            try:
+                self.nvm.recover(self.power)
+            finally:
+                self._forget()
+        return self.atr
+
+    def power_off(self) -> None:
+        """Take the card off the field, or out of the slot."""
+        with self.nvm.lock:
+            self.power.on = False
+            self.nvm.abort()
+            self._forget()
+
+    def close(self) -> None:
+        """End of use, as of any transport."""
+        self.power_off()

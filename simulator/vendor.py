@@ -13,6 +13,7 @@ from cardlib.crypto.sealing import aes_check_value, hkdf, hmac_sha256, seal
 from cardlib.profile import CardKind
 from simulator.card import Card
 from simulator.sam import SamCard
+from simulator.sim import Sim
 
 CHIP_BYTES = 9
 KEY_BYTES = 32
@@ -37,13 +38,16 @@ class Vendor:
 
     def deliver(self, count: int, *, one_key: bool = False) -> tuple[list[Card], bytes]:
         """Vendor-fresh chips and their batch file; ``one_key``: all have the same transport key."""
-        made = SamCard if self.kind is CardKind.SAM else Card
+        made: type[Card] = {CardKind.SAM: SamCard, CardKind.RFID_SIM: Sim}.get(self.kind, Card)
         shared = self.random_bytes(16)
         keys = [shared if one_key else self.random_bytes(16) for _ in range(count)]
         cards: list[Card] = []
         for key in keys:
             card = made.vendor_fresh(key, algorithm=self.algorithm)
             card.chip = self.random_bytes(CHIP_BYTES)
+            if isinstance(card, Sim):
+                digits = f"{int.from_bytes(card.chip, 'big') % 10**10:010}"
+                card.phone.memory.number(f"898589010{digits}", f"00101{digits}")
             cards.append(card)
         rows = [(card.chip, [card.atr]) for card in cards]
         return cards, self.file(rows, [shared] if one_key else keys)

@@ -217,16 +217,7 @@ class Company:
     def open_till(self, number: int, rules: Rules | None = None, versions: tuple[int, ...] = (1,)) -> Till:
         """Make a SAM with keys of some versions, register the terminal, open its shift."""
         terminal = b"TILL" + number.to_bytes(2, "big")
-        with self.system.platform.write() as tx:
-            serial = chips.next_serial(tx, CardKind.SAM)
-        sam = SamCard.vendor_fresh(TRANSPORT_KEY, self.random.randbytes)
-        initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
-        plan = SamPlan("sam", serial, terminal, ENTERPRISE, SamKind.POS, versions, START, EXPIRY)
-        listed = make_sam(sam, plan, initial, self.system.keys, MemorySteps())
-        with self.system.database.write() as tx:
-            registry.register(tx, self.admin, ENTERPRISE, terminal, TerminalKind.POS, f"canteen {number}")
-            registry.fit_sam(tx, self.admin, ENTERPRISE, terminal, serial)
-            registry.note_sam_keys(tx, ENTERPRISE, serial, listed)
+        serial, sam = self.fit_sam(terminal, SamKind.POS, f"canteen {number}", versions)
         path = self.folder / f"till-{number}"
         journal = Journal(path.with_suffix(".db"), ENTERPRISE, terminal, serial, self.now_ms)
         root = self.system.signer.public
@@ -238,6 +229,22 @@ class Company:
         self.send_list(till)
         pos.open_shift("cashier")
         return till
+
+    def fit_sam(
+        self, terminal: bytes, kind: SamKind, name: str, versions: tuple[int, ...] = (1,)
+    ) -> tuple[bytes, SamCard]:
+        """Register a terminal and make the SAM that belongs into it; returns its serial and the SAM."""
+        with self.system.platform.write() as tx:
+            serial = chips.next_serial(tx, CardKind.SAM)
+        sam = SamCard.vendor_fresh(TRANSPORT_KEY, self.random.randbytes)
+        initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
+        plan = SamPlan("sam", serial, terminal, ENTERPRISE, kind, versions, START, EXPIRY)
+        listed = make_sam(sam, plan, initial, self.system.keys, MemorySteps())
+        with self.system.database.write() as tx:
+            registry.register(tx, self.admin, ENTERPRISE, terminal, TerminalKind(kind.value), name)
+            registry.fit_sam(tx, self.admin, ENTERPRISE, terminal, serial)
+            registry.note_sam_keys(tx, ENTERPRISE, serial, listed)
+        return serial, sam
 
     def reopen(self, till: Till) -> None:
         """The till's program ends and starts again on the same files, its SAM opened anew."""
@@ -341,7 +348,7 @@ class Company:
         sums = {kind: sum(fen for name, fen in books.items() if name.startswith(kind)) for kind in ACCOUNTS}
         if sum(books.values()):
             faults.append(f"the books are off by {sum(books.values())} fen")
-        loaded = -sums["bank"] - sums["subsidies"]
+        loaded = -sum(sums[name] for name in ("bank", "cash", "vouchers", "subsidies"))
         if loaded != on_cards + sums["takings"] + sums["refunds"] + sums["transfers"]:
             faults.append("money went in that is neither on cards nor taken nor owed")
         faults += [f"{name} holds {sums[name]} fen" for name in ("in-doubt", "differences", "transfers") if sums[name]]
@@ -378,5 +385,16 @@ class Company:
         return events
 
 
-ACCOUNTS = ("bank", "subsidies", "takings", "refunds", "transfers", "in-doubt", "differences", "expired")
+ACCOUNTS = (
+    "bank",
+    "cash",
+    "vouchers",
+    "subsidies",
+    "takings",
+    "refunds",
+    "transfers",
+    "in-doubt",
+    "differences",
+    "expired",
+)
 """Beginnings of the accounts' names, beside the cards'."""

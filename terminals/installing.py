@@ -17,7 +17,6 @@ import click
 
 from cardlib.crypto.noise import fingerprint
 from cardlib.errors import CheckFailed, ConfigError, Conflict, LineTimeout, NotFound, ReaderLost, Refused
-from cardlib.records import JournalFile
 from cardlib.serialport import SerialPort, ports
 from cardlib.wire import cbor, smp
 from cardlib.wire.authority import kind_of
@@ -277,16 +276,17 @@ def _line_test(client: Client) -> tuple[bool, str]:
     return again == 0, f"{again} of {LINE_TEST_ROUNDS} frames sent again, {rate:.0f} bytes/s"
 
 
-def collect_into(client: Client, folder: Path) -> tuple[Path, JournalFile]:
+def collect_into(client: Client, folder: Path) -> dict[str, Any]:
     """Bring the journal into ``folder``: the dump keeps what came, the file is for ``settle collect``.
 
-    Raises CheckFailed, DatabaseError.
+    Returns serial, file, first_seq, last_seq. Raises CheckFailed, DatabaseError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = client.collect(folder / f"{client.serial}.dump")
     target = folder / f"{client.serial}.journal"
     replace_file(target, file.encode())
-    return target, file
+    last = file.first_seq + len(file.entries) - 1
+    return {"serial": client.serial, "file": target, "first_seq": file.first_seq, "last_seq": last}
 
 
 # --- verbs ---------------------------------------------------------------------------------------------------
@@ -497,10 +497,8 @@ def collect(session: Session, folder: Path, identity: Path, where: Where) -> Non
     session.refuse_dry_run("what is collected is acknowledged")
     who = load_identity(session, identity)
     client = open_session(connect(session, where), who)
-    target, file = collect_into(client, folder)
-    last = file.first_seq + len(file.entries) - 1
-    data = {"serial": client.serial, "file": target, "first_seq": file.first_seq, "last_seq": last}
-    session.emit(data, f"{target}: entries {file.first_seq} to {last}")
+    data = collect_into(client, folder)
+    session.emit(data, f"{data['file']}: entries {data['first_seq']} to {data['last_seq']}")
 
 
 @command.command()

@@ -31,6 +31,8 @@ CONFIRM_S = 0.500
 """A new speed that no good frame confirms within this time is given up by both ends."""
 IDLE_S = 30.0
 """After this silence a slave is back at its first speed, where the next master looks for it."""
+STALE_S = 0.050
+"""After this silence what lies in a master's port is no answer to it."""
 MAX_MESSAGE = 0xFFFF
 QUIET_ROUNDS = 3
 PARTS_S = 10.0
@@ -100,10 +102,12 @@ class Master:
         self._clock = clock
         self._random = random_bytes
         self._deframer = Deframer(gap_s)
+        self._quiet_since_s = float("-inf")
         self._seq = random_bytes(1)[0] % 255 + 1  # else a slave might take us for the master before us
 
     def exchange(self, address: int, message: bytes, *, encrypted: bool = False) -> Reply:
         """Send a message and return the answer. Raises LineTimeout when there is none, TransportError."""
+        self._forget_others()
         *first, last = fragments(address, self._seq, message, from_slave=False, encrypted=encrypted)
         for frame in first:
             self._ask(frame, frame.seq, Kind.ACK)
@@ -114,8 +118,16 @@ class Master:
             parts.append(reply.body)
             if len(parts) * MAX_BODY > MAX_MESSAGE + MAX_BODY:
                 raise LineTimeout(f"terminal at address {address} sends without end")
-        self._seq = next_seq(reply.seq)
+        self._seq, self._quiet_since_s = next_seq(reply.seq), self._clock()
         return Reply(b"".join(parts), reply.encrypted)
+
+    def _forget_others(self) -> None:
+        """Drop what came while we were silent: it answers another master, perhaps under our next number."""
+        now = self._clock()
+        until_s = now + TIMEOUTS_S[0]
+        while now - self._quiet_since_s > STALE_S and now < until_s and (piece := self.port.read()):
+            now = self._clock()
+            list(self._deframer.feed(piece, now))
 
     def _ask(self, frame: Frame, seq: int, kind: Kind) -> Frame:
         """Send a frame until its answer comes: five tries, and again after each BUSY for at most 60 s."""

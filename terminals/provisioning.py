@@ -19,14 +19,18 @@ import click
 
 from cardlib.blacklist import MAGIC, Head
 from cardlib.crypto.signing import verify
-from cardlib.errors import CheckFailed, ConfigError, FormatError, NotFound, Refused
+from cardlib.errors import CheckFailed, ConfigError, FormatError, LineTimeout, NotFound, Refused, TransportError
 from cardlib.wire import cbor, smp
 from cardlib.wire.authority import SignedFile, Token
 from cardlib.wire.link import label_text, parse_label
 from console import Session, pass_session
+from terminals import config
 from terminals.identity import (
     Identity,
+    authority,
+    authority_file,
     identity_file,
+    load_authority,
     load_identity,
     now_ms,
     public_key,
@@ -38,6 +42,7 @@ from terminals.installer import Client
 from terminals.installing import (
     Line,
     Where,
+    collect_into,
     command,
     config_changes,
     connect,
@@ -118,8 +123,7 @@ def _checked(name: str, table: object, types: dict[str, type], need: Iterable[st
     return table
 
 
-def _wanted(folder: Path, top: dict[str, Any], table: object, authority: bytes, name: str) -> Wanted:
-    one = _checked(name, table, _ONE, ("serial", "fingerprint", "config"))
+def _wanted(folder: Path, top: dict[str, Any], one: dict[str, Any], authority: bytes, name: str) -> Wanted:
     serial, port = one["serial"], one.get("port", top.get("port", ""))
     if not port:
         raise ConfigError(f"{name}: port is missing, here or at the top")
@@ -144,20 +148,55 @@ def _wanted(folder: Path, top: dict[str, Any], table: object, authority: bytes, 
 
 def load_plan(path: Path, only: str | None) -> Plan:
     """Read a plan and all files that it names. Raises ConfigError, NotFound, Refused, MacMismatch, FormatError."""
+    top, tables = _tables(path)
+    authority = public_key(path.parent / top["authority"])
+    wanted = tuple(
+        _wanted(path.parent, top, one, authority, f"{path}, terminal {number}")
+        for number, one in enumerate(tables, 1)
+        if only is None or one["serial"] == only
+    )
+    if not wanted:
+        raise NotFound(f"{path} has no terminal {only or ''}".rstrip())
+    return Plan(top["site"], authority, wanted, path.with_suffix(".manifest.json"))
+
+
+def _tables(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A plan's own settings and those of its terminals, as they are written. Raises ConfigError."""
     try:
         table = tomllib.loads(read_file(path).decode())
     except ValueError as e:
         raise ConfigError(f"{path}: {e}") from e
     top = _checked(str(path), table, _TOP, ("site", "authority", "terminal"))
-    authority = public_key(path.parent / top["authority"])
-    wanted = tuple(
-        _wanted(path.parent, top, one, authority, f"{path}, terminal {number}")
+    return top, [
+        _checked(f"{path}, terminal {number}", one, _ONE, ("serial", "fingerprint", "config"))
         for number, one in enumerate(top["terminal"], 1)
-        if only is None or (isinstance(one, dict) and one.get("serial") == only)
-    )
-    if not wanted:
-        raise NotFound(f"{path} has no terminal {only or ''}".rstrip())
-    return Plan(top["site"], authority, wanted, path.with_suffix(".manifest.json"))
+    ]
+
+
+@authority.command("site")
+@plan_file
+@authority_file
+@pass_session
+def authority_site(session: Session, plan: Path, authority: Path) -> None:
+    """Sign the configuration of every terminal of --plan: NAME.toml beside the NAME that its `config` names.
+
+    One that is signed already, word for word, stays as it is.
+    """
+    made: list[dict[str, Any]] = []
+    signer = load_authority(session, authority)
+    for one in _tables(plan)[1]:
+        target = plan.parent / one["config"]
+        source = target.with_suffix(".toml")
+        settings, body = config.load(source), read_file(source)
+        signed = SignedFile.decode(read_file(target), signer.public) if target.exists() else None
+        if signed is None or (signed.serial, signed.body) != (one["serial"], body):
+            if signed is not None and signed.version >= settings.version:
+                raise ConfigError(f"{source} has changed since version {signed.version} was signed: raise its version")
+            if not session.dry_run:
+                file = SignedFile("config", one["serial"], settings.version, now_ms(), body)
+                replace_file(target, file.encode(signer))
+            made.append({"file": target, "serial": one["serial"], "version": settings.version})
+    session.emit(made, None if session.json or made else "all are signed")
 
 
 # --- the manifest --------------------------------------------------------------------------------------------
@@ -317,6 +356,32 @@ def provision(session: Session, plan: Path, only: str | None, identity: Path) ->
         steps += _provision(session, loaded, wanted, who)
         session.close()  # the next one may hang on the same port
     session.emit(steps, None if session.json or steps else "all is as planned")
+
+
+@command.command("collect-site")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@plan_file
+@only_option
+@identity_file
+@pass_session
+def collect_site(session: Session, folder: Path, plan: Path, only: str | None, identity: Path) -> None:
+    """Bring the journals of a plan's terminals into FOLDER, one after another, as `terminal collect` does each.
+
+    One that can't be reached does not stop the others; exit 5 when there was one.
+    """
+    session.refuse_dry_run("what is collected is acknowledged")
+    loaded, who = load_plan(plan, only), load_identity(session, identity)
+    rows: list[dict[str, Any]] = []
+    lost: list[str] = []
+    for wanted in session.progress(loaded.terminals, len(loaded.terminals), "terminals"):
+        try:
+            rows.append(collect_into(open_session(connect(session, wanted.where), who), folder))
+        except TransportError as e:
+            lost.append(f"{wanted.serial}: {e}")
+        session.close()  # the next one may hang on the same port
+    session.emit(rows)
+    if lost:
+        raise LineTimeout("; ".join(lost))
 
 
 # --- report --------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def start(world: PcscWorld, image: Path, *more: str) -> Popen[str]:
 def test_both_faces(tmp_path: Path) -> None:
     """A program finds a UICC in one slot and the card in the other; what it writes survives the process."""
     image = tmp_path / "sim.img"
-    with PcscWorld(tmp_path / "world") as world:
+    with PcscWorld(tmp_path / "world", slots=4) as world:
         made = world.run(
             [sys.executable, "cli.py", "sim", "make", str(image), "--rfid-sim", "--transport-key", "A1" * 16]
         )
@@ -52,6 +52,10 @@ def test_both_faces(tmp_path: Path) -> None:
         assert answers[4][:2] == "61"
         assert answers[5:] == ["6d00", "9000", "63c2"]
         assert world.call(exchange, contactless, "00A40000023F00")[1].endswith("9000")
+        world.start([sys.executable, "cli.py", "sim", "sam", "--vpcd-port", "35965", "--transport-key", "B2" * 16])
+        world.call(wait_present, world.reader(2), True)
+        atr, selected = world.call(exchange, world.reader(2), "00A40000023F00")
+        assert (atr[:2], atr[4:8], selected[:2]) == ("3b", "0000", "61"), "a SAM beside it speaks T=0"
         for version in (0x01, 0x30):
             assert world.call(manage, phone, version)[0].startswith("e3")
         end(process)

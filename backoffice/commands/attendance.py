@@ -16,7 +16,7 @@ from backoffice.operators import Permission
 from backoffice.shifts import DAY_MIN, Shift
 from cardlib import holidays
 from cardlib.records import PunchDirection
-from console import Noun, Session
+from console import Hex, Noun, Session
 
 DAY = click.DateTime(["%Y-%m-%d"])
 DIRECTIONS = [one.name.lower().replace("_", "-") for one in PunchDirection]
@@ -178,6 +178,32 @@ def day(
         "department": department,
     }  # fmt: skip
     session.emit(act(session, office.database, number, "report day", arguments, action))
+
+
+@command.command()
+@click.argument("uid", type=Hex(attendance.TAG_BYTES))
+@click.argument("from_day", type=DAY)
+@click.option("--member", default="", help="Whose it is; without, nobody's: it was lost or given back.")
+@permitted(Permission.ATTENDANCE_CHANGE)
+def tag(session: Session, office: Installation, uid: bytes, from_day: datetime, member: str) -> None:
+    """From FROM_DAY on, punches of the tag that tells UID (10 hexadecimal digits) are a member's."""
+    number, day = office.enterprise_id, from_day.date()
+
+    def action(tx: Tx) -> dict[str, Any]:
+        attendance.give_tag(tx, office.operator, number, uid, member, day)
+        return {"tag": uid.hex().upper(), "from": str(day), "member": member}
+
+    arguments = {"tag": uid.hex(), "from": str(day), "member": member}
+    session.emit(act(session, office.database, number, "report tag", arguments, action))
+
+
+@command.command()
+@permitted(Permission.REPORT_SHOW)
+def tags(session: Session, office: Installation) -> None:
+    """List tags that only tell a number, and whose each was from when."""
+    with office.database.read() as tx:
+        found = attendance.tags(tx, office.enterprise_id)
+    session.emit([{"tag": uid.hex().upper(), "from": day, "member": member} for uid, day, member in found])
 
 
 @command.command()

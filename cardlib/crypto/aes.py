@@ -79,7 +79,7 @@ class AesPacketKey(PacketKey):
         return cbc
 
     def encrypt(self, blocks: bytes) -> bytes:
-        return self._cipher().encrypt(blocks)
+        return (self._cbc or self._cipher()).encrypt(blocks)
 
     def decrypt(self, blocks: bytes) -> bytes:
         return self._cipher().decrypt(blocks)

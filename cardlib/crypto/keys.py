@@ -52,10 +52,9 @@ def diversification_input(factors: bytes) -> bytes:
     return row.tobytes()
 
 
-class Key(ABC):
-    """A symmetric card key and everything card.md does with one."""
+class HiddenValue:
+    """A key's value, which no ``repr``, trace or pickle shows."""
 
-    block: ClassVar[int]
     __slots__ = ("_value",)
 
     def __init__(self, value: bytes) -> None:
@@ -66,6 +65,13 @@ class Key(ABC):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a key is not pickled")
+
+
+class Key(HiddenValue, ABC):
+    """A symmetric card key and everything card.md does with one."""
+
+    block: ClassVar[int]
+    __slots__ = ()
 
     def __len__(self) -> int:
         return len(self._value)

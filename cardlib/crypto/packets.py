@@ -11,9 +11,10 @@ from collections.abc import Callable
 from enum import IntEnum, unique
 from functools import cache
 from hmac import compare_digest
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
-from cardlib.errors import BadKcv, ConfigError
+from cardlib.crypto.keys import HiddenValue
+from cardlib.errors import BadKcv, ConfigError, FormatError
 
 
 @unique
@@ -27,21 +28,12 @@ class PacketAlgorithm(IntEnum):
     DES_ECB = 0xD
 
 
-class PacketKey(ABC):
+class PacketKey(HiddenValue, ABC):
     """One of the keys KIc, KID, KIK of a keyset."""
 
     algorithm: ClassVar[PacketAlgorithm]
     block: ClassVar[int]
-    __slots__ = ("_value",)
-
-    def __init__(self, value: bytes) -> None:
-        self._value = value
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self._value)} bytes>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a key is not pickled")
+    __slots__ = ()
 
     @abstractmethod
     def encrypt(self, blocks: bytes) -> bytes:
@@ -59,6 +51,29 @@ class PacketKey(ABC):
     @abstractmethod
     def kcv(self) -> bytes:
         """Check value of 3 bytes (keys.md): of the encryption of zeros, with AES of the CMAC of 16 zero bytes."""
+
+    @property
+    def put_key_kcv(self) -> bytes:
+        """The check value that goes with PUT KEY: GlobalPlatform's, which differs from ours for AES."""
+        return self.encrypt(b"\x01" * self.block)[:3] if self.algorithm is PacketAlgorithm.AES else self.kcv
+
+    def wrap(self, key: PacketKey) -> bytes:
+        """Another key's value as PUT KEY carries it under this KIK: its size first with AES (TS 102 226 §8.2.1.5)."""
+        value = key._value
+        if self.algorithm is PacketAlgorithm.AES:
+            return bytes((len(value),)) + self.encrypt(value + bytes(-len(value) % self.block))
+        return b"".join(self.encrypt(value[at : at + 8]) for at in range(0, len(value), 8))  # ECB: each from IV zero
+
+    def unwrap(self, sealed: bytes) -> bytes:
+        """Inverse of :meth:`wrap`. Raises FormatError when it is no whole key."""
+        size, body = (
+            (sealed[0], sealed[1:]) if sealed and self.algorithm is PacketAlgorithm.AES else (len(sealed), sealed)
+        )
+        if not body or len(body) % self.block or not 0 <= len(body) - size < self.block:
+            raise FormatError("PUT KEY: the enciphered key has a wrong length")
+        if self.algorithm is PacketAlgorithm.AES:
+            return self.decrypt(body)[:size]
+        return b"".join(self.decrypt(body[at : at + 8]) for at in range(0, len(body), 8))
 
     def check(self, kcv: bytes, what: str) -> None:
         """Raise BadKcv unless the check value is the expected one."""
@@ -82,9 +97,14 @@ def _kinds() -> dict[tuple[int, int], Callable[[bytes], PacketKey]]:
     }
 
 
+def key_class(algorithm: int, size: int) -> Callable[[bytes], PacketKey]:
+    """What makes keys of that nibble and length. Raises ConfigError when there are none."""
+    kind = _kinds().get((algorithm, size))
+    if kind is None:
+        raise ConfigError(f"no key of secured packets has {size} bytes under algorithm {algorithm:X}")
+    return kind
+
+
 def packet_key(algorithm: int, value: bytes) -> PacketKey:
     """The key of that nibble. Raises ConfigError for a nibble that is not supported or a length that doesn't fit."""
-    kind = _kinds().get((algorithm, len(value)))
-    if kind is None:
-        raise ConfigError(f"no key of secured packets has {len(value)} bytes under algorithm {algorithm:X}")
-    return kind(value)
+    return key_class(algorithm, len(value))(value)

@@ -5,6 +5,7 @@ Bytes only. Counters, security levels and what an error is answered with are the
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum, unique
@@ -76,6 +77,7 @@ UNSIGNED = frozenset((0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x09, 0x0A))
 """Status bytes that go out without checksum, ciphering, counter and data: else they would be an oracle for the key."""
 
 
+_CLEAR = struct.Struct(">H5B")
 _INTEGRITY, _COUNTER_MODE = tuple(Integrity), tuple(CounterMode)
 
 
@@ -195,16 +197,12 @@ def encode_command(head: Head, counter: int, data: bytes, keys: Keys, checksum_b
 
     Raises FormatError when something does not fit or a key is missing.
     """
-    spi = head.spi
-    size = _size(spi.one & 3, head.kid & 15, checksum_bytes)
-    pad = _padding(6 + size + len(data), spi.one & 4, keys)
-    clear = (
-        _length(14 + size + len(data) + pad)
-        + bytes((13 + size, spi.one, spi.two, head.kic, head.kid))
-        + _exactly(head.tar, 3, "TAR")
-    )
-    fixed = _counter(counter) + bytes((pad,))
-    return _seal(clear, clear, fixed, data + bytes(pad), size, spi.one, head, keys)
+    (one, two), kic, kid, tar = head
+    size = _size(one & 3, kid & 15, checksum_bytes)
+    pad = _padding(6 + size + len(data), one & 4, keys)
+    _check(14 + size + len(data) + pad, tar, counter)
+    clear = _CLEAR.pack(14 + size + len(data) + pad, 13 + size, one, two, kic, kid) + tar
+    return _seal(clear, clear, (counter << 8 | pad).to_bytes(6, "big"), data + bytes(pad), size, one, head, keys)
 
 
 class Response(NamedTuple):
@@ -224,15 +222,18 @@ def encode_response(
     spi = head.spi
     size = _size(spi.two >> 2 & 3, head.kid & 15, checksum_bytes)
     pad = _padding(7 + size + len(data), spi.two & 0x10, keys)
-    clear = _length(11 + size + len(data) + pad) + bytes((10 + size,)) + _exactly(head.tar, 3, "TAR")
-    fixed = _counter(counter) + bytes((pad, status))
+    total = 11 + size + len(data) + pad
+    _check(total, head.tar, counter)
+    clear = total.to_bytes(2, "big") + bytes((10 + size,)) + head.tar
+    fixed = counter.to_bytes(5, "big") + bytes((pad, status))
     over = RESPONSE_UDH + clear
     return _seal(over, clear, fixed, data + bytes(pad), size, spi.two >> 2, head, keys)
 
 
 def encode_refusal(tar: bytes, status: int) -> bytes:
     """The PoR to a command that was not accepted: no checksum, no counter, no data (ota.md §2). Raises FormatError."""
-    return b"\x00\x0b\x0a" + _exactly(tar, 3, "TAR") + bytes((0, 0, 0, 0, 0, 0, status))
+    _check(0, tar, 0)
+    return b"\x00\x0b\x0a" + tar + bytes((0, 0, 0, 0, 0, 0, status))
 
 
 def decode_response(packet: bytes, head: Head, keys: Keys) -> Response:
@@ -359,22 +360,11 @@ def _padding(size: int, ciphered: int, keys: Keys) -> int:
     return -size % keys.kic.block if ciphered and keys.kic is not None else 0
 
 
-def _length(size: int) -> bytes:
-    if size > 0xFFFF:
-        raise FormatError(f"packet of {size} bytes: its length field has two")
-    return size.to_bytes(2, "big")
-
-
-def _exactly(raw: bytes, size: int, name: str) -> bytes:
-    if len(raw) != size:
-        raise FormatError(f"{name} of {len(raw)} bytes: it has {size}")
-    return raw
-
-
-def _counter(counter: int) -> bytes:
-    if not 0 <= counter <= COUNTER_MAX:
-        raise FormatError(f"counter {counter} does not fit 5 bytes")
-    return counter.to_bytes(5, "big")
+def _check(size: int, tar: bytes, counter: int) -> None:
+    if size > 0xFFFF or len(tar) != 3 or not 0 <= counter <= COUNTER_MAX:
+        raise FormatError(
+            f"packet of {size} bytes, TAR of {len(tar)}, counter {counter}: at most 65535 bytes, TAR has 3, counter 5"
+        )
 
 
 # Remote scripts (ota.md §5) -------------------------------------------------------------------------------------------

@@ -323,11 +323,11 @@ def _keys(session: Session, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             raise Refusal(SW.DATA)
         kcv, data = tail[1:4], tail[4:]
         try:
-            if kind == DES_TYPE and size == 16:
-                value = session.key(body)
+            if kind == DES_TYPE:
+                value = _value(session, body, 16)
                 own = make_key(value).kcv
             elif kind == AES_TYPE:
-                value = _aes_key(session, body)
+                value = _value(session, body, 16, 24, 32)
                 own = cbc_encrypt(value, b"\x01" * 16, bytes(16), aes=True)[:3]
             else:
                 raise Refusal(BAD_ALGORITHM)
@@ -338,11 +338,11 @@ def _keys(session: Session, data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         yield kind, value, kcv
 
 
-def _aes_key(session: Session, body: bytes) -> bytes:
+def _value(session: Session, body: bytes, *sizes: int) -> bytes:
     """Hosts put the key's size before the sealed value, or only when the value was padded (Tables 11-70, 11-71)."""
-    size, sealed = (body[0], body[1:]) if len(body) % 16 == 1 else (len(body), body)
+    size, sealed = (body[0], body[1:]) if len(body) % 8 == 1 else (len(body), body)
     value = session.key(sealed)[:size]
-    if size not in (16, 24, 32) or len(value) != size:
+    if size not in sizes or len(value) != size:
         raise Refusal(SW.DATA)
     return value
 

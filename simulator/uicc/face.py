@@ -9,7 +9,7 @@ from typing import TypeAlias
 from cardlib.apdu import SW
 from cardlib.errors import CardRemoved
 from simulator.handlers import Counted, Refusal
-from simulator.nvm import Nvm, Power
+from simulator.nvm import Nvm, Power, Powered
 from simulator.uicc.files import ADM, ALWAYS, NEVER, PIN1, Node
 from simulator.uicc.memory import ADM_REFERENCE, PIN1_REFERENCE, memory_of
 from simulator.uicc.session import Session
@@ -74,7 +74,7 @@ class Channel:
         self.enter(node)
 
 
-class Uicc:
+class Uicc(Powered):
     """The phone face over a chip's memory; without a memory it has one of its own with the default image."""
 
     def __init__(self, nvm: Nvm | None = None, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
@@ -90,32 +90,13 @@ class Uicc:
         self.handlers = HANDLERS
         self.toolkit = Toolkit(self)
         self.toolkit.remote = attach(self)
-        self.atr = _atr()
         self.command = b""
         self.reset()
 
-    # Power ------------------------------------------------------------------------------------------------------
-
-    def reset(self) -> bytes:
-        """Give power and reset; returns the ATR. Files survive, everything volatile is gone."""
-        self.power.on = True
-        with self.nvm.lock:
-            try:
-                self.nvm.recover(self.power)
-            finally:
-                self._forget()
-        return self.atr
-
-    def power_off(self) -> None:
-        """Take power away."""
-        with self.nvm.lock:
-            self.power.on = False
-            self.nvm.abort()
-            self._forget()
-
-    def close(self) -> None:
-        """End of use, as of any transport."""
-        self.power_off()
+    @property
+    def atr(self) -> bytes:
+        """The answer to reset: T=0 alone."""
+        return _atr()
 
     def _forget(self) -> None:
         self.verified: set[int] = set()

@@ -12,7 +12,7 @@ from cardlib.errors import ConfigError
 from cardlib.tlv import Tlv
 from simulator.nvm import Cell, Nvm
 from simulator.table import Table
-from simulator.uicc.files import Tree, access_class, iccid, imsi
+from simulator.uicc.files import EF_ACCESS_CLASS, EF_ICCID, EF_IMSI, Tree, access_class, iccid, imsi
 
 PIN_TRIES, PUK_TRIES = 3, 10
 PIN1_REFERENCE, ADM_REFERENCE = 0x01, 0x0A
@@ -47,6 +47,10 @@ class OtaKeySet(NamedTuple):
     kic: bytes
     kid: bytes
     counter: int = 0
+    kik: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<OtaKeySet {self.algorithm}, counter {self.counter}>"
 
 
 class LoadFile(NamedTuple):
@@ -109,6 +113,15 @@ class Memory:
     def close_slot(self, nvm: Nvm, slot: int) -> None:
         """The keys of a slot go with its application (ota.md, From the SIM menu); the caller commits."""
         nvm.write(self.ota, {version: one for version, one in self.ota.value.items() if version != slot + 1})
+
+    def number(self, iccid_digits: str, imsi_digits: str) -> None:
+        """Give one SIM of many its own numbers, as a factory does."""
+        tree = self.image.tree
+        for directory, fid, content in (
+            ("MF", EF_ICCID, iccid(iccid_digits)), ("GSM", EF_IMSI, imsi(imsi_digits)),
+            ("GSM", EF_ACCESS_CLASS, access_class(imsi_digits)),
+        ):  # fmt: skip
+            self.files[tree.directories[directory].children[fid].index].value = content
 
     def dump(self) -> dict[str, Any]:
         """Everything as plain values, for an image file."""
@@ -226,7 +239,11 @@ def _ota_key_set(row: Table) -> tuple[int, OtaKeySet]:
         raise row.fail("algorithm", f"is {algorithm!r}, use 3des or aes")
     sizes = (16, 24) if algorithm == "3des" else (16, 24, 32)
     key_set = OtaKeySet(
-        algorithm, row.hex("kic", None, *sizes), row.hex("kid", None, *sizes), row.number("counter", 0, (1 << 40) - 1)
+        algorithm,
+        row.hex("kic", None, *sizes),
+        row.hex("kid", None, *sizes),
+        row.number("counter", 0, (1 << 40) - 1),
+        row.hex("kik", b"", 0, *sizes),
     )
     row.done()
     return version, key_set

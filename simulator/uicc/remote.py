@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from hmac import compare_digest
 from typing import TYPE_CHECKING
 
 from cardlib.apdu import SW
+from cardlib.crypto.packets import PacketKey, packet_key
+from cardlib.errors import BadKcv, ConfigError, FormatError
 from simulator.card import GET_CHALLENGE, SELECT, Card
 from simulator.files import Df
 from simulator.handlers import OK, Refusal
@@ -14,7 +17,8 @@ from simulator.handlers.files import MF_FID
 from simulator.nvm import Nvm, Power
 from simulator.uicc.domain import ISD
 from simulator.uicc.face import CLASSES, GSM, INTERINDUSTRY, PROPRIETARY
-from simulator.uicc.packets import GOES_ON, ONE_CARD_TAR, Executor, Packets, Target
+from simulator.uicc.memory import OtaKeySet
+from simulator.uicc.packets import GOES_ON, ONE_CARD_TAR, Executor, Packets, Target, algorithm_of
 from simulator.uicc.toolkit import REFRESH, once, refresh, send
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 PLATFORM = 1
 """KVN of the platform; KVN n + 1 belongs to slot n."""
 SLOTS = 8
+SLOT_KEY_SETS = range(PLATFORM + 1, PLATFORM + SLOTS + 1)
 KEY_SETS = range(PLATFORM, PLATFORM + SLOTS + 1)
 PLATFORM_ONLY = range(PLATFORM, PLATFORM + 1)
 ISSUER_TAR = bytes(3)
@@ -32,6 +37,7 @@ ADF_TARS = frozenset((0xB00001, 0xB00011, *range(0xB00020, 0xB00120), *range(0xB
 FILE_COMMANDS = frozenset((0xA4, 0xB0, 0xD6, 0xB2, 0xDC, 0xA2, 0xF2, 0xC0, 0x20, 0x24, 0x26, 0x28, 0x2C))
 CONTENT_COMMANDS = frozenset((0xE6, 0xE8, 0xE4, 0xF2, 0xF0, 0xCA, 0xD8, 0xE2, 0xC0))
 UPDATES = frozenset((0xD6, 0xDC))
+PUT_KEY, ALL_KEYS, DES_KEY, AES_KEY = 0xD8, 0x81, 0x80, 0x88
 SECURED = 0x04
 NO_DATA = frozenset((0x00B0, 0x00B2, 0x0084, 0x00C0, 0x805C, 0x80CA))
 """``CLA << 8 | INS`` of ISO case 2: five bytes, the last being Le. A protected read carries its MAC as data."""
@@ -151,6 +157,8 @@ class Manager:
             return SW.CLA.to_bytes(2, "big")
         if command[1] not in self.allowed:
             return SW.INS.to_bytes(2, "big")
+        if command[1] == PUT_KEY and command[5:6] and command[5] in SLOT_KEY_SETS:
+            return self._put_key_set(command)
         answer = self.face.execute(self.channel, command)
         if command[1] in UPDATES and answer == OK and self.channel.ef is not None:
             path = _path(self.channel.ef)
@@ -158,11 +166,47 @@ class Manager:
                 self.changed.append(path)
         return answer
 
+    def _put_key_set(self, command: bytes) -> bytes:
+        """PUT KEY of a slot's keyset: KIc, KID and KIK at once, enciphered under the platform's KIK."""
+        cell, nvm = self.face.memory.ota, self.face.nvm
+        number, replaced, second = command[5], command[2], command[3]
+        platform = cell.value.get(PLATFORM)
+        if platform is None or not platform.kik:
+            return SW.CONDITIONS.to_bytes(2, "big")
+        if second != ALL_KEYS or replaced != (number if number in cell.value else 0):
+            return SW.P1P2.to_bytes(2, "big")
+        kik = packet_key(algorithm_of(platform), platform.kik)
+        try:
+            kinds, values = zip(*_put_keys(command[6 : 5 + command[4]], kik), strict=True)
+        except (FormatError, ConfigError, BadKcv, ValueError):
+            return SW.DATA.to_bytes(2, "big")
+        if len(values) != 3 or len(set(kinds)) != 1 or len({len(one) for one in values[:2]}) != 1:
+            return SW.DATA.to_bytes(2, "big")
+        name = "aes" if kinds[0] == AES_KEY else "3des"
+        nvm.write(cell, {**cell.value, number: OtaKeySet(name, values[0], values[1], 0, values[2])})
+        nvm.commit(self.face.power)
+        return OK
+
     def finish(self) -> None:
         """After files were updated the phone is told to read them again."""
         toolkit = self.face.toolkit
         if self.changed and toolkit.supports(REFRESH):
             toolkit.start(once(refresh(self.changed)), from_envelope=True)
+
+
+def _put_keys(data: bytes, kik: PacketKey) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each key. Raises FormatError, ConfigError, BadKcv."""
+    while data:
+        kind, size = data[0], data[1] if len(data) > 1 else 0
+        tail = data[2 + size :]
+        if kind not in (DES_KEY, AES_KEY) or len(tail) < 4 or tail[0] != 3:
+            raise FormatError("PUT KEY: a field does not fit")
+        value = kik.unwrap(data[2 : 2 + size])
+        algorithm = algorithm_of(OtaKeySet("aes" if kind == AES_KEY else "3des", value, b""))
+        if not compare_digest(packet_key(algorithm, value).put_key_kcv, tail[1:4]):
+            raise BadKcv("PUT KEY: a check value is wrong")
+        yield kind, value
+        data = tail[4:]
 
 
 def _path(node: Node) -> bytes:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from simulator.rig import EXPIRY, START, TRANSPORT_KEY
 from simulator.sam import SamCard
 from simulator.world import ENTERPRISE, SECRETS, Company
 from tests.backoffice.kit import sam_serial, terminal_number
+from tests.onecard import onecard
 from tests.secretwatch import WATCH, register
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +45,7 @@ class Town:
     def start(self, *args: str) -> subprocess.Popen[str]:
         """The command line in a process of its own."""
         made = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), *args], env=self.env, cwd=self.folder, text=True,
+            [onecard(), *args], env=self.env, cwd=self.folder, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.running.append(made)
@@ -67,7 +67,8 @@ class Town:
     def type(self, *lines: str, json_too: bool = True) -> tuple[list[dict[str, object]], str, int]:
         """Run the terminal until it has read all lines: its events, what it said, its exit code."""
         args = ["terminal", "run", "--terminal", "t.toml", "--sam-reader", "sim:sam.img", "--reader", "sim:one.img"]
-        done = self.start(*args, "--language", "en", *(["--json"] if json_too else []))
+        args += ["--language", "en", "--trace-file", "trace.txt"]
+        done = self.start(*args, *(["--json"] if json_too else []))
         out, err = done.communicate("\n".join(lines) + "\n", PATIENCE_S)
         WATCH.saw("the terminal's output", out + err)
         return [json.loads(line) for line in out.splitlines()] if json_too else [], out + err, done.returncode
@@ -128,6 +129,9 @@ def test_a_terminal_issues_one_card_and_a_batch(town: Town) -> None:
     labels = [line.split("\t")[0] for line in (town.folder / "labels.txt").read_text().splitlines()]
     assert labels == ["E002", "E002", "E001", "E003"]
     assert [line[:5] for line in (town.folder / "pins.csv").read_text().splitlines()] == ["E001,", "E003,"]
+    trace = (town.folder / "trace.txt").read_text()
+    assert len(trace) > 10_000
+    assert "246824" not in trace
     _, said, code = town.type("return", "RETURN", "", "read", "", "dance", "quit", json_too=False)
     assert code == 0
     assert "type RETURN to go on" in said

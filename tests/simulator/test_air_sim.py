@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cardlib import ota
 from cardlib.crypto import make_key
-from cardlib.crypto.packets import PacketAlgorithm
+from cardlib.crypto.packets import PacketAlgorithm, packet_key
 from cardlib.tlv import Tlv, find
 from cardlib.wire import sms
 from cardlib.wire.scp80 import PorStatus, Spi
@@ -227,3 +229,77 @@ def test_a_snapshot_keeps_keysets_and_counters(phone: Phone) -> None:
     assert memory_of(restored.nvm).ota.value == memory_of(phone.sim.nvm).ota.value
     phone.phone = restored.phone
     assert phone.send(outgoing)[0].status == PorStatus.COUNTER_LOW
+
+
+@pytest.mark.parametrize("kind", ["3des", "aes", "aes256"])
+@pytest.mark.parametrize("platform", ["3des", "aes"])
+def test_a_slot_gets_its_keyset(phone: Phone, kind: str, platform: str) -> None:
+    """The platform writes a slot's three keys enciphered under its KIK; they work at once, and only if all is right."""
+    memory = memory_of(phone.sim.nvm)
+    old = memory.ota.value[1]
+    kik = bytes(range(0xA0, 0xB0))
+    phone.counters[1] += 10
+    new = key_set(3, kind)
+    assert new.keys.kic is not None
+    assert new.keys.kid is not None
+    keys = [new.keys.kic, new.keys.kid, new.keys.kic]
+    algorithm = PacketAlgorithm.AES if platform == "aes" else PacketAlgorithm.TDES2
+    command = ota.put_key_set(3, keys, packet_key(algorithm, kik))
+    phone.run(command, tar=RAM, sw=0x6985)
+    memory.ota.value = {**memory.ota.value, 1: old._replace(algorithm=platform, kik=kik, counter=20)}
+    sender = ota.KeySet.of(1, algorithm, old.kic, old.kid)
+    counter = 20
+
+    def run(apdu: bytes) -> int:
+        nonlocal counter
+        counter += 1
+        [reply] = phone.send(ota.command(sender, counter, [apdu], SIGNED, RAM))
+        assert reply.answer is not None
+        return reply.answer.sw
+
+    for place in (5, 6, 7, len(command) // 2, len(command) - 1):
+        assert run(command[:place] + bytes((command[place] ^ 0x41,)) + command[place + 1 :]) != 0x9000
+    assert run(command[:2] + b"\x03" + command[3:]) == 0x6A86
+    assert 3 not in memory.ota.value
+    assert run(command) == 0x9000
+    assert run(command) == 0x6A86
+    assert run(ota.put_key_set(3, keys, packet_key(algorithm, kik), replaces=True)) == 0x9000
+    assert memory.ota.value[3].kik == memory.ota.value[3].kic
+    [reply] = phone.send(ota.command(new, 1, [bytes.fromhex("00A40000023F03")]))
+    assert (reply.answer or (0, 0))[1] == 0x6982
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_script_breaks_the_card(phone: Phone, data: st.DataObject) -> None:
+    """Any bytes as a script under good keys, to any target, are answered with a proof, and the card lives on."""
+    tar = data.draw(st.sampled_from([RAM, UICC, GSM, USIM, ota.ONE_CARD_TAR]))
+    number = 2 if tar == ota.ONE_CARD_TAR and data.draw(st.booleans()) else 1
+    header = st.sampled_from(
+        ["00A40004", "00A40400", "00B2", "80F2", "80E6", "80D8", "84D4", "A0A4", "00C0", "0088", "805A"]
+    )
+    piece = st.binary(max_size=8) | header.map(bytes.fromhex)
+    script = b"".join(data.draw(st.lists(piece, max_size=12)))
+    phone.counters[number] += 1
+    keys = PLATFORM if number == 1 else key_set(number)
+    outgoing = ota.command(keys, phone.counters[number], script, SIGNED, tar)
+    replies = phone.send(outgoing)
+    assert replies
+    assert replies[-1].proven
+    assert phone.run("00A40004022FE2", "00B000000A").hex() == "985898100000000000f1"
+
+
+@given(raw=st.binary(max_size=200), cut=st.integers(0, 30))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_message_breaks_the_card(phone: Phone, raw: bytes, cut: int) -> None:
+    """Any bytes in an ENVELOPE, and any begin of a good packet before them, get an answer and change no counter."""
+    before = memory_of(phone.sim.nvm).ota.value
+    good = ota.command(PLATFORM, phone.counters[1] + 1, [bytes(5)], SIGNED, UICC).packet
+    for user_data in (raw[:140], (b"\x02\x70\x00" + good[:cut] + raw)[:140]):
+        phone.envelope(user_data)
+    data = raw[:200]
+    phone.do(b"\x80\xc2\0\0" + bytes((len(data),)) + data if data else b"\x80\xc2\0\0")
+    phone.do(
+        b"\x80\xc2\0\0" + bytes((len(data) + 2,)) + b"\xd1" + bytes((min(len(data), 127),)) + data[:127] + data[127:]
+    )
+    assert memory_of(phone.sim.nvm).ota.value == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from simulator.uicc.face import Uicc
 from simulator.uicc.files import Kind
 from simulator.uicc.memory import Memory, default, describe
 from simulator.uicc.milenage import Milenage, gsm
+from simulator.vendor import Vendor
 from tests.simulator.uicc_desk import USIM_AID, Phone, fixed
 
 WRONG, RIGHT, PUK = "39393939FFFFFFFF", "31323334FFFFFFFF", b"12345678".hex()
@@ -164,6 +166,9 @@ def test_default_image(phone: Phone) -> None:
     phone("00A40804047F206F38")
     table = phone("00B0000000")
     assert all(table[(n - 1) // 4] >> (n - 1) % 4 * 2 & 3 == 3 for n in (4, 26, 27, 29))
+    key_set = default().ota_key_sets[1]
+    assert key_set.kic.hex() == "300102030405060708090a0b0c0d0e0f"
+    assert key_set.kid.hex() == "301102030405060708090a0b0c0d0e0f"
     assert default().msl == {0: 6, 0xB00000: 6, 0xB00010: 6, 0xB00011: 6, 0xBFFF4F: 0x16}
 
 
@@ -575,6 +580,23 @@ enabled = true
     phone.usim()
     assert phone("00B0870009").hex() == "084906002143658709"
     assert again.transceive(bytes.fromhex("00B0850010"))[-2:] == b"\x90\0"
+
+
+def test_batch_of_sims() -> None:
+    """A vendor's batch of RFID-SIMs are SIMs with numbers of their own, in images too."""
+    sims, _ = Vendor("V", "B", bytes(range(32)), Random(1).randbytes, CardKind.RFID_SIM).deliver(2)
+    seen = set()
+    for sim in sims:
+        again = image.restore(sim.snapshot())
+        assert isinstance(again, Sim)
+        phone = Phone(again.phone)
+        phone("00A40004022FE2")
+        seen.add(phone("00B000000A"))
+        phone.usim()
+        seen.add(phone("00B0870009"))
+        assert phone("00B0860002") != b"\xff\xff"
+        assert again.transceive(bytes.fromhex("00A40000023F00"))[-2:] == b"\x90\0"
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize(

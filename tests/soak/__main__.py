@@ -1,4 +1,4 @@
-"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning]``: random days, rotations of keys, cut lines.
+"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning | --air]``: random days, keys, lines, networks.
 
 The first that does not add up is told with its seed.
 """
@@ -13,6 +13,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from cardlib.errors import OneCardError
+from tests.cardlib.test_air_purse import faults
 from tests.soak.day import Day
 from tests.soak.rotation import Rotation
 from tests.terminals.provisioned import cut_at
@@ -24,12 +25,22 @@ def _provisioning() -> int:
         byte, was_cut = 0, True
         while was_cut:
             byte += 1
-            was_cut, faults = cut_at(Path(folder) / f"{byte}", byte)
-            if faults:
-                sys.stdout.write(f"cut at byte {byte} FAILED: {'; '.join(faults)}\n")
+            was_cut, broken = cut_at(Path(folder) / f"{byte}", byte)
+            if broken:
+                sys.stdout.write(f"cut at byte {byte} FAILED: {'; '.join(broken)}\n")
                 return 8
             shutil.rmtree(Path(folder) / f"{byte}")
     sys.stdout.write(f"{byte} cuts, each provisioned to its end\n")
+    return 0
+
+
+def _air(start: int, seeds: int) -> int:
+    """Recharge over the air through a network that loses, repeats, delays and reorders."""
+    for seed in range(start, start + seeds):
+        if found := faults(seed):
+            sys.stdout.write(f"seed {seed} over the air FAILED: {'; '.join(found)}\n")
+            return 8
+    sys.stdout.write(f"{seeds} seeds over the air, each recharge exactly once\n")
     return 0
 
 
@@ -41,22 +52,25 @@ def main() -> int:
     parser.add_argument("--acts", type=int, default=60)
     parser.add_argument("--rotation", action="store_true", help="rotate the keys of 20 people instead of a day")
     parser.add_argument("--provisioning", action="store_true", help="cut a terminal's provisioning at every byte")
+    parser.add_argument("--air", action="store_true", help="recharge over a network that loses and repeats")
     options = parser.parse_args()
+    if options.air:
+        return _air(options.start, options.seeds)
     if options.provisioning:
         return _provisioning()
     began = time.monotonic()
     for seed in range(options.start, options.start + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             day = Rotation(Path(folder), seed, 20) if options.rotation else Day(Path(folder), seed)
-            faults: tuple[str, ...]
+            wrong: tuple[str, ...]
             try:
-                faults = day.run(options.acts).faults
+                wrong = day.run(options.acts).faults
             except OneCardError as e:
-                faults = (f"{type(e).__name__}: {e}",)
+                wrong = (f"{type(e).__name__}: {e}",)
             finally:
                 day.company.close()
-        if faults:
-            sys.stdout.write("\n".join([*day.log, f"seed {seed} FAILED: {'; '.join(faults)}", ""]))
+        if wrong:
+            sys.stdout.write("\n".join([*day.log, f"seed {seed} FAILED: {'; '.join(wrong)}", ""]))
             return 8
         sys.stdout.write(f"seed {seed} adds up ({time.monotonic() - began:.0f} s)\n")
         sys.stdout.flush()

@@ -6,22 +6,23 @@ import os
 import random
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from cardlib.errors import TransportError
 from cardlib.serialport import PtyPort, SerialPort
 from cardlib.wire import smp
-from terminals.installer import Client, SessionEnded
+from terminals.installer import Client, Installer, SessionEnded
 from terminals.link import Master
+from tests.onecard import onecard
 from tests.terminals.linkrig import AUTHORITY, VERBS, config_file, installer
 from tests.terminals.provisioned import Place, cut_at
-from tests.terminals.test_run import CLI, PATIENCE_S
+from tests.terminals.test_run import PATIENCE_S
 
 COUNT = 3
 DAY_MS = 86_400_000
@@ -84,7 +85,7 @@ def terminals(bus: Bus, tmp_path: Path) -> Iterator[None]:
     processes = []
     for number in range(1, COUNT + 1):
         args = ["--link", bus.ports[number - 1].name, "--address", str(number), "--serial", f"T-{number}"]
-        program = [sys.executable, str(CLI), "--json", "sim", "terminal", f"t{number}", "--entries", "20", *args]
+        program = [onecard(), "--json", "sim", "terminal", f"t{number}", "--entries", "20", *args]
         process = subprocess.Popen(
             program,
             cwd=tmp_path,
@@ -114,6 +115,26 @@ def master(port: PtyPort) -> Iterator[Master]:
         line.close()
 
 
+def talk_at_once(one: Client, two: Client, who: Installer, public: bytes) -> None:
+    """Two masters speak at the same time, to one terminal each: every answer that comes is the right one."""
+    answers: list[tuple[str, str]] = []
+
+    def talk(client: Client) -> None:
+        for number in range(15):
+            text = f"{client.serial} {number}"
+            with suppress(TransportError):
+                answers.append((text, client.request(smp.ECHO, {"d": text})["r"]))
+
+    two.open(who, public)
+    threads = [threading.Thread(target=talk, args=(client,)) for client in (one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) >= 15
+    assert all(asked == answered for asked, answered in answers)
+
+
 @pytest.mark.usefixtures("terminals")
 def test_several_terminals_on_one_bus(bus: Bus, tmp_path: Path) -> None:
     """All are found, paired, configured and collected by address; a second installer takes over, the first is told."""
@@ -122,7 +143,8 @@ def test_several_terminals_on_one_bus(bus: Bus, tmp_path: Path) -> None:
     with master(bus.ports[COUNT]) as one, master(bus.ports[COUNT + 1]) as two:
         found = one.discover()
         assert {serial: address for serial, (address, _) in found.items()} == {"T-1": 1, "T-2": 2, "T-3": 3}
-        for serial, (address, hello) in found.items():
+        clients = []
+        for serial, (address, hello) in sorted(found.items()):
             client = Client(one, address, serial, time.monotonic, os.urandom)
             code = (tmp_path / f"t{address}" / "code").read_text().strip()
             public = client.pair(who, code, hello.fingerprint)
@@ -137,3 +159,5 @@ def test_several_terminals_on_one_bus(bus: Bus, tmp_path: Path) -> None:
             client.open(who, public)
             assert len(client.collect(tmp_path / f"{serial}.dump").entries) >= 22
             assert client.request(smp.INFO)[9] == address
+            clients.append((client, Client(two, address, serial, time.monotonic, os.urandom), public))
+        talk_at_once(clients[0][0], clients[2][1], who, clients[2][2])

@@ -5,27 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
 
-from backoffice import cards, enterprises, members, operators, registry, wallet
+from backoffice import batches, cards, enterprises, members, operators, registry, wallet
 from backoffice.operators import Credential, Role
 from backoffice.registry import TerminalKind
 from cardlib.errors import Conflict, FormatError, NotFound, Refused, TransportError
 from cardlib.profile import CardKind, Purse, make_serial
 from cardlib.readers import Reader
+from keymgmt.batchfile import read_batch
 from keymgmt.steps import MemorySteps
 from keymgmt.wash import WashPlan, wash
 from simulator.card import Card
 from simulator.image import save
+from simulator.vendor import Vendor
 from simulator.world import QUICK
 from terminals import issuing
 from terminals.issuing import Lending
 from terminals.posts.issuing import IssuingPost
 from tests.backoffice.desk import OPERATOR, Counter, World, serial_of
 from tests.backoffice.kit import ADMIN, ENTERPRISE, sam_serial, terminal_number
+from tests.backoffice.test_washing import BATCH_KEY
 from tests.backoffice.test_web import new_token
 from tests.terminals.issuing_site import OPERATOR_SECRET, SAM, BadLine, Counted, Pile, Site
 
@@ -205,6 +209,25 @@ def test_cards_of_others_stay_untouched(site: Site) -> None:
         with pytest.raises(Refused):
             post.serve(used)
         assert post.serve(world.blank())["member"] == member  # the wish outlives a wrong card
+
+
+def test_a_blank_card_of_a_received_batch(site: Site) -> None:
+    """Its vendor's key comes from the batch file that the office holds; without any key it is refused and untouched."""
+    world = site.world
+    [card], data = Vendor("Example Chips", "B1", BATCH_KEY, world.random_bytes, CardKind.CPU_CARD).deliver(1)
+    with world.platform.write() as tx:
+        batches.receive(tx, OPERATOR, read_batch(data, BATCH_KEY), data)
+    member, before = world.member(1), memory(card, site.folder)
+    keyless = replace(world.office, initial=None)
+    with site.served(keyless):
+        post = site.post()
+        post.order(["issue", member])
+        assert refused(lambda: post.serve(card)) == "wash"
+    assert memory(card, site.folder) == before
+    with site.served(replace(keyless, batch_key=BATCH_KEY)):
+        post = site.post()
+        post.order(["issue", member])
+        assert post.serve(card)["member"] == member
 
 
 # A batch
