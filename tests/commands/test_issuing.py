@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from simulator.rig import EXPIRY, START, TRANSPORT_KEY
 from simulator.sam import SamCard
 from simulator.world import ENTERPRISE, SECRETS, Company
 from tests.backoffice.kit import sam_serial, terminal_number
+from tests.onecard import onecard
 from tests.secretwatch import WATCH, register
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +45,7 @@ class Town:
     def start(self, *args: str) -> subprocess.Popen[str]:
         """The command line in a process of its own."""
         made = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), *args], env=self.env, cwd=self.folder, text=True,
+            [onecard(), *args], env=self.env, cwd=self.folder, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.running.append(made)

@@ -7,14 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 import cli
 from backoffice.settlement import Verdict
 from terminals.reasons import Reason
-from tests.docs.onecard import served
+from tests.onecard import onecard
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [
@@ -39,11 +38,10 @@ def blocks(page: str, language: str) -> list[str]:
 def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader would: ``onecard`` on the path, an empty folder, each line must succeed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ONECARD_")}
-    with TemporaryDirectory() as beside, served(Path(beside)) as programs:
-        return subprocess.run(
-            ["bash", "-e", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-            env={**clean, "PATH": f"{programs}:{os.environ['PATH']}"},
-        )  # fmt: skip
+    return subprocess.run(
+        ["bash", "-e", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+        env={**clean, "PATH": f"{Path(onecard()).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)

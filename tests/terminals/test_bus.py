@@ -6,7 +6,6 @@ import os
 import random
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,9 +19,10 @@ from cardlib.serialport import PtyPort, SerialPort
 from cardlib.wire import smp
 from terminals.installer import Client, Installer, SessionEnded
 from terminals.link import Master
+from tests.onecard import onecard
 from tests.terminals.linkrig import AUTHORITY, VERBS, config_file, installer
 from tests.terminals.provisioned import Place, cut_at
-from tests.terminals.test_run import CLI, PATIENCE_S
+from tests.terminals.test_run import PATIENCE_S
 
 COUNT = 3
 DAY_MS = 86_400_000
@@ -85,7 +85,7 @@ def terminals(bus: Bus, tmp_path: Path) -> Iterator[None]:
     processes = []
     for number in range(1, COUNT + 1):
         args = ["--link", bus.ports[number - 1].name, "--address", str(number), "--serial", f"T-{number}"]
-        program = [sys.executable, str(CLI), "--json", "sim", "terminal", f"t{number}", "--entries", "20", *args]
+        program = [onecard(), "--json", "sim", "terminal", f"t{number}", "--entries", "20", *args]
         process = subprocess.Popen(
             program,
             cwd=tmp_path,

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from cardlib.blacklist import Blacklist, Certificate, ListReason, snapshot
 from cardlib.profile import CardKind, make_serial
 from cardlib.records import JournalFile
+from tests.onecard import onecard
 from tests.secretwatch import register
 from tests.terminals.linkrig import ROOT
 
@@ -57,7 +57,7 @@ class Place:
 
     def spawn(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(CLI), "--json", *args],
+            [onecard(), "--json", *args],
             cwd=self.folder, env=self.env, capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
 
@@ -83,7 +83,7 @@ class Place:
         """Power on."""
         self.stop()
         self.terminal = subprocess.Popen(
-            [sys.executable, str(CLI), "--json", "sim", "terminal", "till", "--pty", *args],
+            [onecard(), "--json", "sim", "terminal", "till", "--pty", *args],
             cwd=self.folder, env=self.env, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.terminal.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 import tty
@@ -19,9 +18,10 @@ from keymgmt.samload import SamKind
 from simulator import image
 from simulator.rig import PIN, Enterprise
 from terminals.config import Kind
+from tests.onecard import onecard
 from tests.secretwatch import WATCH
 from tests.terminals.osdp_world import key_of
-from tests.terminals.test_run import CLI, PATIENCE_S, ROOT, Running, Site
+from tests.terminals.test_run import PATIENCE_S, ROOT, Running, Site
 
 LINE = """[weeks.1]
 daily = ["00:00-24:00"]
@@ -54,7 +54,7 @@ class Readers:
 
     def __init__(self, site: Site, *args: str) -> None:
         self.console = site.path("readers.log")
-        command = [sys.executable, str(CLI), "sim", "door", str(site.path("line")), "--pty", *args]
+        command = [onecard(), "sim", "door", str(site.path("line")), "--pty", *args]
         if "--address" not in args:
             command += ["--address", "5", "--address", "6", "--address", "7"]
         with self.console.open("w") as console:
@@ -207,7 +207,7 @@ def test_a_head_as_a_process(site: Site, readers: Readers) -> None:
     site.new_card("other.img", groups=0b100)
     image.save(site.enterprise.new_sam(SamKind.ACCESS, bytes.fromhex("310000000778")), site.path("head.img"))
     door = site.start("--language", "en")
-    command = [sys.executable, str(CLI), "terminal", "head", "--port", wire.names[1], "--address", "5", "--language"]
+    command = [onecard(), "terminal", "head", "--port", wire.names[1], "--address", "5", "--language"]
     command += ["en", "--sam-reader", f"sim:{site.path('head.img')}", "--reader", f"sim:{site.path('card.img')}"]
     head = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(site),

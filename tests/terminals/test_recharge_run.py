@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from simulator.rig import EXPIRY, START
 from simulator.sam import SamCard
 from tests.backoffice.desk import TRANSPORT_KEY, serial_of
 from tests.backoffice.kit import ADMIN, ENTERPRISE, sam_serial, terminal_number
+from tests.onecard import onecard
 from tests.secretwatch import WATCH, register
 from tests.terminals.office_rig import Site, site
 
@@ -73,7 +73,7 @@ def run(office: Site, *lines: str) -> str:
         "ONECARD_VOUCHER_SECRET_FILE": str(folder / "secret"),
     }  # fmt: skip
     command = [
-        sys.executable, str(ROOT / "cli.py"), "terminal", "run", "--terminal", str(folder / "t.toml"), "--sam-reader",
+        onecard(), "terminal", "run", "--terminal", str(folder / "t.toml"), "--sam-reader",
         f"sim:{folder / 'sam.img'}", "--reader", f"sim:{folder / 'card.img'}", "--cashier", "kim", "--language", "en",
     ]  # fmt: skip
     done = subprocess.run(

@@ -30,6 +30,7 @@ from simulator.card import Card
 from simulator.rig import PIN, Enterprise
 from terminals.config import Kind
 from terminals.journal import Journal
+from tests.onecard import onecard
 from tests.pcsc_world import PcscWorld, end, wait_present
 from tests.secretwatch import WATCH
 
@@ -120,7 +121,7 @@ class Running:
         name = f"console-{len(site.running)}"
         self.console, self.data = site.path(f"{name}.log"), site.path(f"{name}.jsonl")
         reader = str(site.path("card.img"))
-        program = [str(KILLED), str(die_at), reader] if die_at else [str(CLI)]
+        program = [sys.executable, str(KILLED), str(die_at), reader] if die_at else [onecard()]
         command = ["terminal", "run", "--terminal", str(site.path("t.toml")), "--sam-reader"]
         command += [f"sim:{site.path('sam.img')}", "--reader", f"sim:{reader}", *args]
         command += ["--json"] if json_too else []
@@ -129,7 +130,7 @@ class Running:
         extra["ONECARD_SCBK_FILE"] = str(site.path("scbk"))
         with self.console.open("w") as console, self.data.open("w") as data:
             self.process = subprocess.Popen(
-                [sys.executable, *program, *command], stdin=subprocess.PIPE, stdout=data if json_too else console,
+                [*program, *command], stdin=subprocess.PIPE, stdout=data if json_too else console,
                 stderr=console, env=known | extra, cwd=site.folder, text=True,
             )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import pytest
 from cardlib.records import PunchReport, Transaction
 from simulator.rig import PIN, Enterprise
 from terminals.config import Kind
-from tests.terminals.test_run import CLI, DOORS, PATIENCE_S, ROOT, Site
+from tests.onecard import onecard
+from tests.terminals.test_run import DOORS, PATIENCE_S, ROOT, Site
 
 TAG, OTHER = "010063E9AE", "0A0B0C0D0E"
 
@@ -25,7 +25,7 @@ class Device:
     def __init__(self, kind: str, folder: Path) -> None:
         known = {key: value for key, value in os.environ.items() if not key.startswith("ONECARD_")}
         self.process = subprocess.Popen(
-            [sys.executable, str(CLI), "sim", kind, str(folder), "--pty", "--json"],
+            [onecard(), "sim", kind, str(folder), "--pty", "--json"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known | {"PYTHONPATH": str(ROOT)}, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -57,10 +57,10 @@ def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Device]:
     made.close()
 
 
-def onecard(*words: str) -> subprocess.CompletedProcess[str]:
+def typed(*words: str) -> subprocess.CompletedProcess[str]:
     known = {key: value for key, value in os.environ.items() if not key.startswith("ONECARD_")}
     return subprocess.run(
-        [sys.executable, str(CLI), *words], env=known, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S,
+        [onecard(), *words], env=known, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S,
         check=False,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_a_till_on_a_pn532(site: Site, device: Device) -> None:
     assert till.end() == 0
     assert site.balance() == 92_00
     assert len(site.records(Transaction)) == 4
-    atr = onecard("apdu", "atr", "--reader", f"pn532:{device.port}")
+    atr = typed("apdu", "atr", "--reader", f"pn532:{device.port}")
     assert atr.stdout.strip().startswith("3B878001"), atr
 
 
@@ -102,7 +102,7 @@ def test_tags_punch_where_the_clock_allows_it(site: Site, device: Device) -> Non
     assert clock.end() == 0
     found = [(one.record.card_serial.hex(), one.record.verified) for one in site.records(PunchReport)]
     assert found == [(f"000000{tag.lower()}", False) for tag in (TAG, OTHER)]
-    told = onecard("apdu", "send", "FFCA000000", "00A4000000", "--json", "--reader", f"uid:{device.port}")
+    told = typed("apdu", "send", "FFCA000000", "00A4000000", "--json", "--reader", f"uid:{device.port}")
     assert f"{TAG}" in told.stdout, told
     assert "6E00" in told.stdout
     device.type("remove")

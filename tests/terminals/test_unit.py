@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +27,12 @@ from terminals.config import Kind
 from terminals.installer import Client
 from terminals.link import Master
 from terminals.software import keys_aad
+from tests.onecard import onecard
 from tests.secretwatch import WATCH
 from tests.terminals.linkrig import AUTHORITY, OTHER, VERBS, config_file, installer, token
 from tests.terminals.osdp_world import key_of
 from tests.terminals.test_osdp_processes import LINE, Readers
-from tests.terminals.test_run import CLI, DOORS, PATIENCE_S, SIGNER, Site
+from tests.terminals.test_run import DOORS, PATIENCE_S, SIGNER, Site
 
 DAY_MS = 86_400_000
 ALL = (*VERBS, "keys")
@@ -55,7 +55,7 @@ class Unit:
         known = {key: value for key, value in os.environ.items() if not key.startswith("ONECARD_")}
         self.errors = site.path("console.log").open("a")
         self.process = subprocess.Popen(
-            [sys.executable, str(CLI), "--json", *args], cwd=site.folder, text=True,
+            [onecard(), "--json", *args], cwd=site.folder, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env=known | {"ONECARD_HOLDER_PIN_FILE": str(site.path("pin")), "ONECARD_ENTERPRISE": "9"},
         )  # fmt: skip

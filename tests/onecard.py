@@ -1,11 +1,12 @@
-"""``onecard`` for pages with many commands: a server that has imported everything forks a process for each.
+"""``onecard`` for tests with many processes: a server that has imported everything forks one for each.
 
 Run with a socket's path it is the server; :data:`SHIM` is the command that hands its arguments, folder, environment
-and open files over, and ends as the forked process does.
+and open files over, passes signals on, and ends as the forked process does. Killed, it takes that along.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -13,16 +14,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
 line = socket.socket(socket.AF_UNIX)
 line.connect({path!r})
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda got, _: line.send(bytes([got])))
 old = os.umask(0)
 wish = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), old]).encode()
 socket.send_fds(line, [len(wish).to_bytes(4, "big")], [0, 1, 2])
@@ -33,21 +37,26 @@ os._exit(int.from_bytes(answer, "big") if answer else 70)
 EVERYTHING = ("backoffice/commands", "terminals", "simulator", "terminals/posts")
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[Path]:
-    """A folder for the path, with ``onecard`` in it."""
-    path = str(folder / "socket")
-    program = folder / "onecard"
+@cache
+def onecard() -> str:
+    """The command's path; its server runs until this process ends."""
+    folder = TemporaryDirectory(prefix="onecard-tests-")
+    path = str(Path(folder.name) / "socket")
+    program = Path(folder.name) / "onecard"
     program.write_text(SHIM.format(python=sys.executable, path=path))
     program.chmod(0o755)
-    argv = [sys.executable, str(Path(__file__)), path]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        try:
-            yield folder
-        finally:
-            server.terminate()
+    argv = [sys.executable, "-m", "tests.onecard", path]
+    server = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+
+    def end() -> None:
+        server.terminate()
+        server.communicate()
+        folder.cleanup()
+
+    atexit.register(end)
+    return str(program)
 
 
 def _wish(line: socket.socket) -> tuple[list[int], list[Any]]:
@@ -97,11 +106,11 @@ def _watch(line: socket.socket) -> None:
         ready, _, _ = select.select([line.fileno(), ended], [], [])
         if ended in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            line.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
+            with suppress(OSError):
+                line.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
             os._exit(0)
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
-        os._exit(0)
+        told = line.recv(1)
+        os.kill(child, told[0] if told else signal.SIGKILL)
 
 
 def main() -> None:
