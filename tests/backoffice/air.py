@@ -1,0 +1,139 @@
+"""SIMs in phones, and a network between them and the office that loses, doubles, delays and reorders by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+from backoffice import airkeys, cards
+from backoffice.airkeys import AirKeys
+from backoffice.cards import NewCard
+from backoffice.ota_server import Server
+from cardlib.errors import StatusError
+from cardlib.profile import CardKind
+from cardlib.wire import sms
+from simulator.phone import Phone
+from simulator.sim import Sim
+from simulator.uicc.memory import OtaKeySet
+from tests.backoffice.desk import PIN, TRANSPORT_KEY, World
+from tests.backoffice.kit import ADMIN, ENTERPRISE
+
+NETWORK = sms.Address.of("+86106599")
+
+
+class KilledError(Exception):
+    """The process is gone: no handler of errors sees this."""
+
+
+class Network:
+    """Phones by number. ``rate`` of messages that go wrong; ``kill_at``: the server dies at that message."""
+
+    def __init__(self, seed: int = 0, rate: float = 0.0) -> None:
+        self.random, self.rate = Random(seed), rate
+        self.phones: dict[str, Phone] = {}
+        self.late: list[tuple[str, bytes]] = []
+        self.back: list[bytes] = []
+        self.sent = 0
+        self.kill_at = 0
+        self.kill_before = False
+
+    def _bad(self) -> bool:
+        return self.random.random() < self.rate
+
+    def carry(self, number: str, user_data: list[bytes]) -> Iterable[bytes]:
+        """See ``backoffice.ota_server.Carrier``."""
+        self.sent += 1
+        dies = self.sent == self.kill_at
+        if dies and self.kill_before:
+            raise KilledError
+        answers = [answer for one in self._through(user_data) for answer in self._hand_over(number, one)]
+        if dies:
+            raise KilledError
+        while self.back and self._bad():
+            answers.append(self.back.pop(self.random.randrange(len(self.back))))
+        arriving = self._through(answers)
+        self.back += [answer for answer in answers if answer not in arriving]
+        if self._bad():
+            self.random.shuffle(arriving)
+        return arriving
+
+    def _through(self, messages: list[bytes]) -> list[bytes]:
+        """What arrives: some are lost, some come twice."""
+        arriving = []
+        for message in messages:
+            if self._bad():
+                continue
+            arriving.append(message)
+            if self._bad():
+                arriving.append(message)
+        return arriving
+
+    def _hand_over(self, number: str, user_data: bytes) -> list[bytes]:
+        if self._bad():
+            self.late.append((number, user_data))
+            return []
+        answers = self.deliver(number, user_data)
+        if self.late and self._bad():
+            answers += self.deliver(*self.late.pop(self.random.randrange(len(self.late))))
+        return answers
+
+    def deliver(self, number: str, user_data: bytes) -> list[bytes]:
+        """A message reaches the phone; what comes back."""
+        phone = self.phones[number]
+        if self._bad() and self._bad():
+            phone.power_on()
+        report = b""
+        with suppress(StatusError):
+            report = phone.deliver(sms.Deliver(NETWORK, user_data).encode())
+        answers = [report] if report else []
+        answers += [sms.Submit.decode(tpdu).user_data for tpdu in phone.outbox]
+        phone.outbox.clear()
+        return answers
+
+    def deliver_late(self) -> None:
+        """The network brings what it had kept, long after."""
+        self.rate = 0.0
+        for number, user_data in self.late:
+            self.deliver(number, user_data)
+
+
+def _factory(keys: AirKeys) -> OtaKeySet:
+    kic, kid, kik = (key._value for key in keys.all)
+    return OtaKeySet("aes", kic, kid, 0, kik)
+
+
+class AirWorld(World):
+    """An office with a server, and SIMs in phones."""
+
+    def __init__(self, folder: Path, seed: int = 0, rate: float = 0.0, *, fresh: bool = True) -> None:
+        super().__init__(folder, fresh=fresh)
+        self.network = Network(seed, rate)
+
+    def server(self, **more: int) -> Server:
+        """As a fresh process would have it."""
+        return Server(self.new_office(), self.network, **more)  # type: ignore[arg-type]  # numbers only
+
+    def sim(self, number: int) -> Sim:
+        """A vendor-fresh SIM in the phone of a member."""
+        sim = Sim.vendor_fresh(TRANSPORT_KEY, self.random_bytes)
+        phone = Phone(sim.phone)
+        phone.power_on()
+        self.network.phones[f"138{number:08}"] = phone
+        return sim
+
+    def put_key_set(self, sim: Sim, keys: AirKeys) -> None:
+        """What a factory does."""
+        cell = sim.phone.memory.ota
+        cell.value = {**cell.value, keys.key_set.number: _factory(keys)}
+
+    def issued_sim(self, number: int = 1) -> tuple[Sim, bytes]:
+        """A member with an active card in his phone."""
+        sim = self.sim(number)
+        new = NewCard(sim, PIN, kind=CardKind.RFID_SIM)
+        serial = bytes.fromhex(cards.issue(self.office, ADMIN, self.member(number), new)["card"])
+        self.put_key_set(sim, airkeys.of_platform(self.platform, self.store, serial))
+        self.put_key_set(sim, airkeys.of_slot(self.db, self.store, serial, ENTERPRISE, 1))
+        sim.reset()
+        return sim, serial
