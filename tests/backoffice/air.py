@@ -7,24 +7,21 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from backoffice import airkeys, cards
+from backoffice import airkeys, cards, ota_server
 from backoffice.airkeys import AirKeys
 from backoffice.cards import NewCard
-from backoffice.ota_server import Server
+from backoffice.ota_server import LAST_RETRY_MS, AirState, Server
 from cardlib.errors import StatusError
 from cardlib.profile import CardKind
 from cardlib.wire import sms
 from simulator.phone import Phone
 from simulator.sim import Sim
 from simulator.uicc.memory import OtaKeySet
+from tests.backoffice.crash import Dead, Guillotine
 from tests.backoffice.desk import PIN, TRANSPORT_KEY, World
 from tests.backoffice.kit import ADMIN, ENTERPRISE
 
 NETWORK = sms.Address.of("+86106599")
-
-
-class KilledError(Exception):
-    """The process is gone: no handler of errors sees this."""
 
 
 class Network:
@@ -36,8 +33,7 @@ class Network:
         self.late: list[tuple[str, bytes]] = []
         self.back: list[bytes] = []
         self.sent = 0
-        self.kill_at = 0
-        self.kill_before = False
+        self.guillotine: Guillotine | None = None
 
     def _bad(self) -> bool:
         return self.random.random() < self.rate
@@ -45,12 +41,9 @@ class Network:
     def carry(self, number: str, user_data: list[bytes]) -> Iterable[bytes]:
         """See ``backoffice.ota_server.Carrier``."""
         self.sent += 1
-        dies = self.sent == self.kill_at
-        if dies and self.kill_before:
-            raise KilledError
+        self._may_die()
         answers = [answer for one in self._through(user_data) for answer in self._hand_over(number, one)]
-        if dies:
-            raise KilledError
+        self._may_die()
         while self.back and self._bad():
             answers.append(self.back.pop(self.random.randrange(len(self.back))))
         arriving = self._through(answers)
@@ -58,6 +51,12 @@ class Network:
         if self._bad():
             self.random.shuffle(arriving)
         return arriving
+
+    def _may_die(self) -> None:
+        """The server is killed before a message left, or before its answer came."""
+        if self.guillotine is not None and self._bad() and self._bad():
+            self.guillotine.dead = True
+            raise Dead
 
     def _through(self, messages: list[bytes]) -> list[bytes]:
         """What arrives: some are lost, some come twice."""
@@ -137,3 +136,28 @@ class AirWorld(World):
         self.put_key_set(sim, airkeys.of_slot(self.db, self.store, serial, ENTERPRISE, 1))
         sim.reset()
         return sim, serial
+
+
+def ordeal(world: AirWorld, guillotine: Guillotine, serial: bytes, seed: int, fen: int) -> int:
+    """One recharge with everything going wrong by seed: messages, SIM resets, the server killed. How often it died."""
+    chance = Random(seed)
+    network = world.network
+    network.random, network.rate, network.guillotine = chance, chance.choice([0.05, 0.15, 0.25]), guillotine
+    request_id, deaths = f"seed {seed}", 0
+    for _ in range(200):
+        guillotine.arm(chance.randrange(1, 40), after=chance.random() < 0.5)
+        state = None
+        with suppress(Dead):
+            with world.db.write() as tx:
+                arguments = {"amount_fen": fen, "account": "bank"}
+                queued = ota_server.queue(tx, ADMIN, ENTERPRISE, "recharge", serial, arguments, request_id)
+            for _job in world.server(attempts=1000).run():
+                pass
+            with world.db.read() as tx:
+                state = ota_server.get(tx, ENTERPRISE, queued.air_id).state
+        deaths += guillotine.disarm()
+        if state is AirState.PROVEN:
+            return deaths
+        assert state is not AirState.FAILED, seed
+        world.now += LAST_RETRY_MS
+    raise AssertionError(f"seed {seed} never came to an end")
