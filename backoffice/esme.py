@@ -66,6 +66,7 @@ class Owner(Protocol):
 
 
 class _Sent(NamedTuple):
+    command: Command
     key: str
     message: Message | None
     """None for what is no message: a bind, a question whether the centre is there."""
@@ -135,8 +136,8 @@ class Esme:
         self._port, self.bound, self.trouble = None, False, why
         self._try_s = self._clock() + self._wait_s
         self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
-        out, self._out = self._out, {}
-        for sent in out.values():
+        while self._out:  # one by one: an owner that raises hears of those behind at the next try
+            _, sent = self._out.popitem()
             if sent.message is not None:
                 self._owner.lost(sent.key)
 
@@ -146,7 +147,8 @@ class Esme:
 
     def _request(self, command: Command, body: bytes = b"", key: str = "", message: Message | None = None) -> None:
         self._sequence = self._sequence % MAX_SEQUENCE + 1
-        self._out[self._sequence] = _Sent(key, message, self._clock())  # before: a write that fails may have left
+        # Before it is written: a write that fails may have left.
+        self._out[self._sequence] = _Sent(command, key, message, self._clock())
         self._write(Pdu(command, Status.OK, self._sequence, body))
 
     def _timers(self, now: float) -> None:
@@ -173,9 +175,12 @@ class Esme:
                 self._asked(pdu)
 
     def _answered(self, pdu: Pdu, now: float) -> None:
-        sent = self._out.pop(pdu.sequence, None)
+        sent = self._out.get(pdu.sequence)
         if sent is None:
             return  # of a request that was given up
+        if pdu.command not in (sent.command.answer, Command.GENERIC_NACK):
+            raise FormatError("the message centre answers something that was not asked")
+        del self._out[pdu.sequence]
         if sent.message is not None:
             self._submitted(sent.key, sent.message, pdu, now)
         elif pdu.command is Command.BIND_TRANSCEIVER_RESP:
@@ -194,7 +199,7 @@ class Esme:
         elif pdu.status:
             self._owner.rejected(key, pdu.status)
         else:
-            self._owner.accepted(key, message_id(pdu.body))
+            self._owner.accepted(key, _id_in(pdu.body))
 
     def _asked(self, pdu: Pdu) -> None:
         if pdu.command is Command.DELIVER_SM:
@@ -220,3 +225,11 @@ class Esme:
             self._write(Pdu(Command.DELIVER_SM_RESP, Status.SYSTEM_ERROR, pdu.sequence, named("")))
             raise
         self._write(Pdu(Command.DELIVER_SM_RESP, Status.OK, pdu.sequence, named("")))
+
+
+def _id_in(body: bytes) -> str:
+    """The message id, or an empty one when it is malformed: the centre has the message all the same."""
+    try:
+        return message_id(body)
+    except FormatError:
+        return ""
