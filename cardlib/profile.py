@@ -67,9 +67,9 @@ class TransactionType(IntEnum):
 
 @unique
 class Purpose(IntEnum):
-    """What a key is for: purpose codes of profile.md; then the MF's keys, what ties two cards of a pair, keysets over the air.
+    """What a key is for: purpose codes of profile.md; then the MF's keys, and what ties two cards of a pair.
 
-    OTA_* are the platform's (KVN 1), SLOT_* those of an enterprise's slot (KVN n + 1; keys.md, Hierarchy).
+    Keysets over the air: OTA_* are the platform's (KVN 1), SLOT_* those of a slot (keys.md, Hierarchy).
     """
 
     CONTROL = 0x01

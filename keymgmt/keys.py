@@ -35,7 +35,7 @@ PLATFORM_PURPOSES = frozenset(
     {Purpose.CARD_CONTROL, Purpose.CARD_MAINTENANCE, Purpose.MOTHER_AUTH}
     | {Purpose.OTA_KIC, Purpose.OTA_KID, Purpose.OTA_KIK}
 )
-"""Keys of the MF, of mother cards, and the platform's keyset over the air: diversified from the root by serial alone, no enterprise between."""
+"""Keys of the MF, of mother cards, and keyset 1 over the air: diversified from the root by serial alone."""
 
 
 class KeyRef(NamedTuple):

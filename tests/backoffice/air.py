@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from random import Random
 
-from backoffice import airkeys, cards, ota_server
+from backoffice import airkeys, airqueue, cards, chips
 from backoffice.airkeys import AirKeys
+from backoffice.airqueue import AirState
 from backoffice.cards import NewCard
-from backoffice.ota_server import LAST_RETRY_MS, AirState, Server
+from backoffice.ota_server import LAST_RETRY_MS, Server
+from cardlib.crypto import make_key
 from cardlib.errors import StatusError
 from cardlib.profile import CardKind
 from cardlib.wire import sms
+from keymgmt.handle import KeyHandle
+from keymgmt.steps import MemorySteps
+from keymgmt.wash import WashPlan, wash
 from simulator.phone import Phone
 from simulator.sim import Sim
 from simulator.uicc.memory import OtaKeySet
 from tests.backoffice.crash import Dead, Guillotine
-from tests.backoffice.desk import PIN, TRANSPORT_KEY, World
+from tests.backoffice.desk import OPERATOR, PIN, TRANSPORT_KEY, World
 from tests.backoffice.kit import ADMIN, ENTERPRISE
 
 NETWORK = sms.Address.of("+86106599")
@@ -127,6 +133,18 @@ class AirWorld(World):
         cell = sim.phone.memory.ota
         cell.value = {**cell.value, keys.key_set.number: _factory(keys)}
 
+    def washed_sim(self, number: int = 1) -> tuple[Sim, bytes]:
+        """A SIM in a member's phone that the factory washed and gave the platform's keyset."""
+        sim, serial = self.sim(number), self.office.next_serial(CardKind.RFID_SIM)
+        initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
+        plan = WashPlan("factory", serial, 1, date(2026, 9, 1), 1, initial)
+        wash(sim, plan, self.store, MemorySteps())
+        with self.platform.write() as tx:
+            chips.register(tx, OPERATOR, serial, wash_version=1)
+        self.put_key_set(sim, airkeys.of_platform(self.platform, self.store, serial))
+        sim.reset()
+        return sim, serial
+
     def issued_sim(self, number: int = 1) -> tuple[Sim, bytes]:
         """A member with an active card in his phone."""
         sim = self.sim(number)
@@ -150,11 +168,11 @@ def ordeal(world: AirWorld, guillotine: Guillotine, serial: bytes, seed: int, fe
         with suppress(Dead):
             with world.db.write() as tx:
                 arguments = {"amount_fen": fen, "account": "bank"}
-                queued = ota_server.queue(tx, ADMIN, ENTERPRISE, "recharge", serial, arguments, request_id)
+                queued = airqueue.queue(tx, ADMIN, ENTERPRISE, "recharge", serial, arguments, request_id)
             for _job in world.server(attempts=1000).run():
                 pass
             with world.db.read() as tx:
-                state = ota_server.get(tx, ENTERPRISE, queued.air_id).state
+                state = airqueue.get(tx, ENTERPRISE, queued.air_id).state
         deaths += guillotine.disarm()
         if state is AirState.PROVEN:
             return deaths
