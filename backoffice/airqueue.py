@@ -37,6 +37,8 @@ KINDS = {
     "delete": Permission.CARD_CANCEL,
 }
 """What can be sent, and who may want it."""
+MONEY = ("recharge", "subsidy")
+"""Kinds whose outcome the desk's journal tells; the others say the same again until it is proven."""
 OPEN = "state IN ('queued', 'sent', 'unknown')"
 
 
@@ -110,6 +112,14 @@ def listing(tx: Tx, enterprise_id: int, state: AirState | None = None, serial: b
         (enterprise_id, state or "", state or "", serial, serial),
     )
     return [_job(row) for row in rows]
+
+
+def due(tx: Tx, enterprise_id: int) -> int:
+    """How many jobs could be sent now."""
+    count: int = tx.value(
+        f"SELECT COUNT(*) FROM air_job WHERE enterprise_id = ? AND {OPEN} AND due_ms <= ?", (enterprise_id, tx.now_ms)
+    )
+    return count
 
 
 def retry(tx: Tx, operator: Operator, enterprise_id: int, air_id: str) -> AirJob:

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum, unique
 from typing import NamedTuple
 
-from backoffice import audit, batches, blacklists, chips, jobs, ledger, members, outbox, reconcile
+from backoffice import airqueue, audit, batches, blacklists, chips, jobs, ledger, members, outbox, reconcile
 from backoffice.audit import Event
 from backoffice.batches import WashSteps
 from backoffice.chips import CardState
@@ -199,6 +199,7 @@ def lose(office: Office, operator: Operator, serial: bytes, reason: str, *, requ
         def change(tx: Tx) -> Result:
             transition(tx, office.enterprise_id, serial, S.LOST, operator.name, reason, request_id)
             blacklists.put(tx, office.enterprise_id, serial, ListReason.LOST, operator.name)
+            _tell_phone(tx, operator, office.enterprise_id, serial, "block")
             return {}
 
         work.once("lost", change)
@@ -225,6 +226,7 @@ def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, re
             transition(tx, office.enterprise_id, serial, after, operator.name, reason, request_id)
             if not posted:
                 blacklists.take_off(tx, office.enterprise_id, serial, operator.name)
+            _tell_phone(tx, operator, office.enterprise_id, serial, "unblock")
             return {"state": after.value}
 
         state = work.once("unlocked", change)["state"]
@@ -232,6 +234,12 @@ def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, re
         return {"card": serial.hex().upper(), "state": state}
 
     return run(office, operator, "unlock", serial.hex(), {}, request_id, act)
+
+
+def _tell_phone(tx: Tx, operator: Operator, enterprise_id: int, serial: bytes, kind: str) -> None:
+    """Beside the blacklist a SIM's application is blocked over the air, best effort; the last word counts."""
+    if get(tx, enterprise_id, serial).kind is CardKind.RFID_SIM:
+        airqueue.queue(tx, operator, enterprise_id, kind, serial, {})
 
 
 def confirm_receipt(office: Office, operator: Operator, serial: bytes, *, request_id: str | None = None) -> Result:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from backoffice import airkeys, cards, chips, jobs, members, wallet
 from backoffice.airkeys import AirKeys
-from backoffice.airqueue import OPEN, AirJob, AirState, get, inner_id, write
+from backoffice.airqueue import MONEY, OPEN, AirJob, AirState, get, inner_id, write
 from backoffice.cards import NewCard
 from backoffice.database import PLATFORM, Tx
 from backoffice.jobs import LEASE_MS, Result
@@ -85,6 +85,14 @@ class Server:
         while (not limit or done < limit) and (taken := self._take()) is not None:
             yield self._do(*taken)
             done += 1
+
+    def one(self, air_id: str) -> AirJob:
+        """Do what is due until one job is proven, failed, or has to wait; as it stands then."""
+        for job in self.run():
+            if job.air_id == air_id:
+                return job
+        with self.office.db.read() as tx:
+            return get(tx, self.office.enterprise_id, air_id)
 
     def _take(self) -> tuple[AirJob, str] | None:
         """The next job that is due, if its card has no earlier one and nobody works on it."""
@@ -307,8 +315,6 @@ ACTS: dict[str, Callable[[_Task], Result]] = {
     "keyset": _key_set,
     "delete": _delete,
 }
-MONEY = ("recharge", "subsidy")
-"""Kinds whose outcome the desk's journal tells; the others say the same again until it is proven."""
 
 
 def _platform_operator(office: Office) -> Operator:

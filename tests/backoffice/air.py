@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,7 @@ from backoffice.cards import NewCard
 from backoffice.ota_server import LAST_RETRY_MS, Server
 from cardlib.crypto import make_key
 from cardlib.errors import StatusError
-from cardlib.profile import CardKind
+from cardlib.profile import CardKind, Purse
 from cardlib.wire import sms
 from keymgmt.handle import KeyHandle
 from keymgmt.steps import MemorySteps
@@ -179,3 +179,16 @@ def ordeal(world: AirWorld, guillotine: Guillotine, serial: bytes, seed: int, fe
         assert state is not AirState.FAILED, seed
         world.now += LAST_RETRY_MS
     raise AssertionError(f"seed {seed} never came to an end")
+
+
+def air_faults(world: AirWorld, guillotine: Guillotine, seeds: Sequence[int]) -> str:
+    """One ordeal per seed with one SIM; what does not add up at the end, empty for nothing."""
+    sim, serial = world.issued_sim()
+    deaths = sum(ordeal(world, guillotine, serial, seed, 1_00 + seed % 100) for seed in seeds)
+    world.network.deliver_late()
+    expected = sum(1_00 + seed % 100 for seed in seeds)
+    held, booked = world.on_card(sim)[Purse.MAIN], world.purse(serial)
+    if held != expected or booked != expected:
+        return f"{expected} fen were sent, the card holds {held}, the books {booked}"
+    world.agrees()
+    return "" if deaths > len(seeds) // 4 else f"the server died only {deaths} times"

@@ -1,4 +1,4 @@
-"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning]``: random days, rotations of keys, cut lines.
+"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning | --air]``: random days, rotations of keys, cut lines.
 
 The first that does not add up is told with its seed.
 """
@@ -12,7 +12,11 @@ import time
 from argparse import ArgumentParser
 from pathlib import Path
 
+import pytest
+
 from cardlib.errors import OneCardError
+from tests.backoffice.air import AirWorld, air_faults
+from tests.backoffice.crash import Guillotine
 from tests.soak.day import Day
 from tests.soak.rotation import Rotation
 from tests.terminals.provisioned import cut_at
@@ -33,6 +37,22 @@ def _provisioning() -> int:
     return 0
 
 
+def _air(seeds: int, start: int) -> int:
+    """Recharge a SIM over the air once a seed, whatever goes wrong; a new world each 100 seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        guillotine = Guillotine(patch)
+        for first in range(start, start + seeds, 100):
+            with tempfile.TemporaryDirectory() as folder:
+                world = AirWorld(Path(folder))
+                faults = air_faults(world, guillotine, range(first, min(first + 100, start + seeds)))
+                world.close()
+            if faults:
+                sys.stdout.write(f"seeds from {first} FAILED: {faults}\n")
+                return 8
+    sys.stdout.write(f"{seeds} recharges over the air, each exactly once\n")
+    return 0
+
+
 def main() -> int:
     """Run days until one fails or the seeds are used up."""
     parser = ArgumentParser(description=__doc__)
@@ -41,7 +61,10 @@ def main() -> int:
     parser.add_argument("--acts", type=int, default=60)
     parser.add_argument("--rotation", action="store_true", help="rotate the keys of 20 people instead of a day")
     parser.add_argument("--provisioning", action="store_true", help="cut a terminal's provisioning at every byte")
+    parser.add_argument("--air", action="store_true", help="recharge a SIM over the air with everything going wrong")
     options = parser.parse_args()
+    if options.air:
+        return _air(options.seeds, options.start)
     if options.provisioning:
         return _provisioning()
     began = time.monotonic()
