@@ -61,6 +61,8 @@ class Session:
     trace_file: Path | None = None
     log_level: str = "warning"
     watchers: Mapping[str, Callable[[str], Watcher]] = field(default_factory=dict)
+    phones: Callable[[Path], Any] = lambda path: _no_phones(path)
+    """Simulated phones as a way for short messages (``simulator.post``)."""
     _open: list[Closable] = field(default_factory=list)
 
     def emit(self, data: Any, text: str | Iterable[str] | None = None) -> None:  # noqa: ANN401  # any JSON value
@@ -181,6 +183,10 @@ class Session:
         """Close all that was opened."""
         while self._open:
             self._open.pop().close()
+
+
+def _no_phones(path: Path) -> Any:  # noqa: ANN401  # never comes back
+    raise ConfigError(f"{path}: there are no simulated phones here")
 
 
 def _plug_ins(scheme: str | None = None) -> Iterable[Any]:
