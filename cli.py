@@ -53,6 +53,7 @@ NOUNS = {
     " backoffice.commands.rotation",
     "settle": "backoffice.commands.settle",
     "report": "backoffice.commands.report backoffice.commands.attendance",
+    "notice": "backoffice.commands.notice",
     "audit": "backoffice.commands.audit",
     "web": "backoffice.commands.web",
     "db": "backoffice.commands.db",
@@ -107,10 +108,11 @@ HELP = {
     "key": "Keys by reference: make, list, activate.",
     "settle": "Collect journals, verify, post, reconcile.",
     "report": "Attendance: shifts, leave, corrections, the month.",
+    "notice": "Short messages to members: send, statements, opt-out.",
     "audit": "Who did what; proof that nothing was changed.",
     "web": "The office over HTTP: serve terminals, make tokens.",
     "db": "State of the databases: status, migrate, backup, verify.",
-    "ota": "Packets over the air: take apart, make.",
+    "ota": "Jobs over the air; packets: take apart, make.",
     "sim": "Simulated cards and SAMs behind a virtual reader.",
     "apdu": "Send single commands to a card.",
 }
@@ -127,6 +129,12 @@ def _open_simulated(rest: str) -> Transport:
     keep(card, path)
     card.power.cut_at(int(step or 0))
     return card
+
+
+def _open_phones(path: Path) -> Any:  # noqa: ANN401  # a way for short messages
+    from simulator.post import open_post  # noqa: PLC0415  # only for --phone
+
+    return open_post(path)
 
 
 READERS = {"pcsc": "cardlib.pcsc", "pn532": "cardlib.pn532", "uid": "cardlib.uid"}
@@ -244,7 +252,7 @@ def main() -> None:
     """Entry point of the ``onecard`` command."""
     openers = {"sim": _open_simulated} | {scheme: partial(_open, module) for scheme, module in READERS.items()}
     watchers = {scheme: partial(_watch, module) for scheme, module in READERS.items()}
-    session = Session(openers=openers, watchers=watchers)
+    session = Session(openers=openers, watchers=watchers, phones=_open_phones)
     sys.exit(run(sys.argv[1:], session))
 
 

@@ -186,6 +186,11 @@ class Setting(Enum):
     """How long a newly issued application is valid."""
     LIST_AGE_MS = Rule(7 * DAY_MS, 3_600_000, 90 * DAY_MS)
     """A of blacklist.md: up to this age a terminal's list is fresh; renewed at least every A/4."""
+    NOTICE_LANGUAGE = Rule("zh", words=("zh", "en"))
+    """Of notices to members who chose none."""
+    NOTICE_QUIET_FROM_MIN = Rule(22 * 60, 0, 1439)
+    """Minute of the enterprise's day from which only urgent notices are sent; the same as the other: no quiet time."""
+    NOTICE_QUIET_UNTIL_MIN = Rule(7 * 60, 0, 1439)
 
 
 def setting(tx: Tx, enterprise_id: int, which: Setting) -> int | str:

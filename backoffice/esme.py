@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from cardlib.errors import FormatError, TransportError
 from cardlib.wire.smpp import (
+    BINDS,
     MAX_SEQUENCE,
     Bind,
     Command,
@@ -66,6 +67,7 @@ class Owner(Protocol):
 
 
 class _Sent(NamedTuple):
+    command: Command
     key: str
     message: Message | None
     """None for what is no message: a bind, a question whether the centre is there."""
@@ -73,11 +75,16 @@ class _Sent(NamedTuple):
 
 
 class Esme:
-    """One connection to a message centre, bound as transceiver, kept up for as long as it is polled."""
+    """One connection to a message centre, kept up for as long as it is polled.
+
+    ``kind``: who only sends binds as transmitter, else the centre may bring him what is meant for another.
+    """
 
     def __init__(
-        self, connect: Callable[[], Port], bind: Bind, owner: Owner, clock: Callable[[], float], window: int = WINDOW
-    ) -> None:
+        self, connect: Callable[[], Port], bind: Bind, owner: Owner, clock: Callable[[], float], window: int = WINDOW,
+        kind: Command = Command.BIND_TRANSCEIVER,
+    ) -> None:  # fmt: skip
+        self._kind = kind
         self._connect, self._bind, self._owner, self._clock, self._window = connect, bind, owner, clock, window
         self.bound = False
         self.trouble = ""
@@ -126,7 +133,7 @@ class Esme:
         self._port = self._connect()
         self._deframer = Deframer()
         self._heard_s = now
-        self._request(Command.BIND_TRANSCEIVER, self._bind.encode())
+        self._request(self._kind, self._bind.encode())
 
     def _drop(self, why: str) -> None:
         """The line is gone: say what is lost, try again later."""
@@ -135,8 +142,8 @@ class Esme:
         self._port, self.bound, self.trouble = None, False, why
         self._try_s = self._clock() + self._wait_s
         self._wait_s = min(2 * self._wait_s, LAST_RETRY_S)
-        out, self._out = self._out, {}
-        for sent in out.values():
+        while self._out:  # one by one: an owner that raises hears of those behind at the next try
+            _, sent = self._out.popitem()
             if sent.message is not None:
                 self._owner.lost(sent.key)
 
@@ -146,7 +153,8 @@ class Esme:
 
     def _request(self, command: Command, body: bytes = b"", key: str = "", message: Message | None = None) -> None:
         self._sequence = self._sequence % MAX_SEQUENCE + 1
-        self._out[self._sequence] = _Sent(key, message, self._clock())  # before: a write that fails may have left
+        # Before it is written: a write that fails may have left.
+        self._out[self._sequence] = _Sent(command, key, message, self._clock())
         self._write(Pdu(command, Status.OK, self._sequence, body))
 
     def _timers(self, now: float) -> None:
@@ -173,19 +181,22 @@ class Esme:
                 self._asked(pdu)
 
     def _answered(self, pdu: Pdu, now: float) -> None:
-        sent = self._out.pop(pdu.sequence, None)
+        sent = self._out.get(pdu.sequence)
         if sent is None:
             return  # of a request that was given up
+        if pdu.command not in (sent.command.answer, Command.GENERIC_NACK):
+            raise FormatError("the message centre answers something that was not asked")
+        del self._out[pdu.sequence]
         if sent.message is not None:
             self._submitted(sent.key, sent.message, pdu, now)
-        elif pdu.command is Command.BIND_TRANSCEIVER_RESP:
+        elif sent.command in BINDS:
+            if pdu.command is Command.GENERIC_NACK:
+                raise TransportError(f"the message centre does not know {self._kind.name.lower()}")
             if pdu.status:
                 raise TransportError(
                     f"the message centre refuses us: status {pdu.status:02X}, look at name and password"
                 )
             self.bound, self.trouble, self._wait_s = True, "", FIRST_RETRY_S
-        elif pdu.command is Command.GENERIC_NACK and not self.bound:
-            raise TransportError("the message centre does not know a transceiver")
 
     def _submitted(self, key: str, message: Message, pdu: Pdu, now: float) -> None:
         if Status.passes(pdu.status):
@@ -194,7 +205,7 @@ class Esme:
         elif pdu.status:
             self._owner.rejected(key, pdu.status)
         else:
-            self._owner.accepted(key, message_id(pdu.body))
+            self._owner.accepted(key, _id_in(pdu.body))
 
     def _asked(self, pdu: Pdu) -> None:
         if pdu.command is Command.DELIVER_SM:
@@ -220,3 +231,11 @@ class Esme:
             self._write(Pdu(Command.DELIVER_SM_RESP, Status.SYSTEM_ERROR, pdu.sequence, named("")))
             raise
         self._write(Pdu(Command.DELIVER_SM_RESP, Status.OK, pdu.sequence, named("")))
+
+
+def _id_in(body: bytes) -> str:
+    """The message id, or an empty one when it is malformed: the centre has the message all the same."""
+    try:
+        return message_id(body)
+    except FormatError:
+        return ""

@@ -154,7 +154,7 @@ class HostCalls:
         Raises Refused ``recharge_limit``, ``shift_closed``, and as :func:`permits.allow`.
         """
         shift, amount_fen = field(fields, "shift", int), field(fields, "amount_fen", int)
-        if shift < 1:
+        if not 1 <= shift <= 0x7FFFFFFF:
             raise Refused("shift_closed", "cash belongs to a shift: open one")
         number = self.office.enterprise_id
         permit = Permit(

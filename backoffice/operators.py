@@ -72,6 +72,8 @@ class Permission(StrEnum):
     LEDGER_CORRECT = "ledger.correct"
     ATTENDANCE_CHANGE = "attendance.change"
     REPORT_SHOW = "report.show"
+    NOTICE_SEND = "notice.send"
+    NOTICE_SHOW = "notice.show"
     AUDIT_SHOW = "audit.show"
     DATABASE_MANAGE = "database.manage"
     DATABASE_SHOW = "database.show"

@@ -19,6 +19,8 @@ from cardlib.errors import Conflict, FormatError, Refused
 from cardlib.profile import Purse
 
 MAX_FEN = 0x7FFFFFFF
+FREE = ("allowed", "released")
+"""States in which no MAC2 is out that a card would take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,39 @@ def require_active_card(tx: Tx, enterprise_id: int, card_serial: bytes) -> None:
         raise Refused("card_state", f"card {card_serial.hex().upper()} is {state or 'not issued here'}, not active")
 
 
+def _require_no_void(tx: Tx, enterprise_id: int, wanted: Permit) -> None:
+    """Raise Refused ``void_balance`` while the chip holds what has expired: money on top of it could not be told apart.
+
+    An undo gives back what was on the chip, so nothing new comes to it.
+    """
+    if wanted.account and ledger.void(tx, enterprise_id, wanted.card_serial, wanted.purse) > 0:
+        serial = wanted.card_serial.hex().upper()
+        raise Refused("void_balance", f"card {serial} holds an expired balance: `onecard wallet expire` takes it off")
+
+
+def _require_still_good(tx: Tx, enterprise_id: int, source: str) -> None:
+    """What became of a source since leave was given. Raises Refused ``voucher_expired``, ``undo``."""
+    kind, _, name = source.partition(":")
+    if kind == "voucher":
+        sql = "SELECT state FROM voucher WHERE enterprise_id = ? AND number = ?"
+        if tx.value(sql, (enterprise_id, name)) != "open":
+            raise Refused("voucher_expired", "it is void")
+    elif kind == "undo":
+        sql = "SELECT undone_by FROM transaction_record WHERE enterprise_id = ? AND record_id = ?"
+        if by := tx.value(sql, (enterprise_id, name)):
+            raise Refused("undo", f"the payment was undone by {by}")
+
+
+def undo_given(tx: Tx, enterprise_id: int, record_id: str) -> bool:
+    """Whether a terminal has MAC2 for the undo of a payment, or has done it."""
+    return _user_of(tx, enterprise_id, f"undo:{record_id}") is not None
+
+
 def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
     """Give leave; the same request again finds what became of it.
 
-    Raises Refused ``card_state``, ``used``, FormatError, Conflict when the request id was for something else.
+    Raises Refused ``card_state``, ``used``, ``void_balance``, FormatError, Conflict when the request
+    id was for something else.
     """
     if not 0 < wanted.amount_fen <= MAX_FEN or not 1 <= len(wanted.request_id.encode()) <= 64:
         raise FormatError(f"a load is of 1 to {MAX_FEN} fen, under a request id of 1 to 64 bytes")
@@ -74,6 +105,8 @@ def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
         assert other is not None
         raise Refused("used", f"{wanted.source} was used at terminal {other[0].hex().upper()}")
     row = tx.one(_ONE, (enterprise_id, *_place(wanted)))
+    if row is None or row["state"] in FREE:
+        _require_no_void(tx, enterprise_id, wanted)
     if row is None:
         tx.execute(
             "INSERT INTO load_permit (enterprise_id, terminal, request_id, source, card_serial, purse, amount_fen,"
@@ -86,7 +119,8 @@ def allow(tx: Tx, enterprise_id: int, wanted: Permit) -> Permit:
     same = all(
         getattr(found, name) == getattr(wanted, name) for name in ("source", "card_serial", "purse", "amount_fen")
     )
-    if found.state == "allowed" and (wanted.source or same):  # no MAC2 is out: another card or shift may have it
+    # Another card or shift may have it; but what a source gives once never hangs on a request made up for cash.
+    if found.state in FREE and found.source == wanted.source and (wanted.source or same):
         tx.execute(
             "UPDATE load_permit SET card_serial = ?, amount_fen = ?, upto_fen = ?, account = ?, changed_ms = ?"
             f" {_WHERE}",
@@ -130,7 +164,7 @@ def hold(tx: Tx, enterprise_id: int, wanted: Permit, card_seq: int, balance_fen:
     """Bind a permit to the card's counter and take its amount from whoever pays: MAC2 may be given afterwards.
 
     ``wanted`` says what the terminal is about to load; ``balance_fen`` is what the card proved (MAC1) to hold.
-    Raises Refused ``not_allowed``, ``card_state``, ``purse_limit``, ``done``, ``open``, ``used``.
+    Raises Refused ``not_allowed``, ``card_state``, ``void_balance``, ``purse_limit``, ``done``, ``open``, ``used``.
     """
     found = find(tx, enterprise_id, wanted)
     require_active_card(tx, enterprise_id, found.card_serial)
@@ -140,6 +174,7 @@ def hold(tx: Tx, enterprise_id: int, wanted: Permit, card_seq: int, balance_fen:
         if found.card_seq != card_seq:
             raise Refused("open", f"request {found.request_id} may have been done: collect the journals")
         return found
+    _require_no_void(tx, enterprise_id, found)
     if not found.source.startswith("undo:"):
         most = number_setting(tx, enterprise_id, Setting.PURSE_LIMIT_FEN)
         if balance_fen + found.amount_fen > most:
@@ -148,6 +183,7 @@ def hold(tx: Tx, enterprise_id: int, wanted: Permit, card_seq: int, balance_fen:
         raise Refused("not_allowed", f"the purse holds {balance_fen} fen: ask anew")
     if found.source and (other := _user_of(tx, enterprise_id, found.source)):
         raise Refused("used", f"{found.source} was used at terminal {other[0].hex().upper()}")
+    _require_still_good(tx, enterprise_id, found.source)
     return _change(tx, enterprise_id, found, "held", card_seq)
 
 

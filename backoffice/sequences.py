@@ -7,7 +7,7 @@ the clocks of terminals are not to be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -58,23 +58,28 @@ def follow(start: Position, moves: Iterable[Move], seen: Position | None = None)
     """
     counters = (start.offline_seq, start.online_seq)
     said = (seen.offline_seq, seen.online_seq) if seen else (-1, -1)
-    used: set[tuple[bool, int]] = set()
-    sure: list[Move] = []
+    used: dict[tuple[bool, int], list[Move]] = {}
     reused: list[str] = []
     undone: list[str] = []
-    maybe: list[Move] = []
     for move in sorted(moves, key=lambda m: (not m.sure, m.online, m.seq, m.utc_ms, m.key)):
-        place = (move.online, move.seq)
-        stale = place in used or move.seq < counters[move.online]
+        rivals = used.get(move[1:3], [])
+        stale = move.seq < counters[move.online] or any(rival.sure for rival in rivals)
         if stale or (not move.sure and move.seq == said[move.online]):
             (reused if move.sure else undone).append(move.key)
         else:
-            used.add(place)
-            (sure if move.sure else maybe).append(move)
-    lanes = [sorted((m for m in sure + maybe if m.online is online), key=lambda m: m.seq) for online in (False, True)]
-    taken, position = _walk(start, lanes[0], lanes[1], seen)
-    certain = lanes[0][: taken[0]] + lanes[1][: taken[1]]
-    rest = [m for m in lanes[0][taken[0] :] + lanes[1][taken[1] :] if m.sure]
+            used.setdefault(move[1:3], rivals).append(move)
+    certain = _walk(start, used, seen)
+    position = Position(
+        start.balance_fen + sum(m.change_fen for m in certain),
+        start.offline_seq + sum(not m.online for m in certain),
+        start.online_seq + sum(m.online for m in certain),
+    )
+    keys, rest = {move.key for move in certain}, []
+    for move in (move for rivals in used.values() for move in rivals if move.key not in keys):
+        if move.sure:
+            rest.append(move)
+        elif move.seq < position[1 + move.online]:
+            undone.append(move.key)
     tops = [max([said[o], *(m.seq + 1 for m in rest if m.online is bool(o))]) for o in (0, 1)]
     places = {(m.online, m.seq) for m in rest}
     missing = [
@@ -94,53 +99,69 @@ def follow(start: Position, moves: Iterable[Move], seen: Position | None = None)
     )
 
 
-def _walk(
-    start: Position, offline: Sequence[Move], online: Sequence[Move], seen: Position | None
-) -> tuple[tuple[int, int], Position]:
+class _State(NamedTuple):
+    """Where a walk may stand: offline moves taken, balance, and of each class whether its last move is unconfirmed.
+
+    ``still``: whether the last move of each class left the balance as it was, so that a balance confirms nothing.
+    """
+
+    offline: int
+    balance_fen: int
+    open: tuple[bool, bool] = (False, False)
+    still: tuple[bool, bool] = (False, False)
+
+
+class _Path(NamedTuple):
+    """The moves that led to a state, last first."""
+
+    move: Move
+    before: _Path | None
+
+
+def _walk(start: Position, used: Mapping[tuple[bool, int], list[Move]], seen: Position | None) -> list[Move]:
     """Longest interleaving whose counters are contiguous and whose balances follow; ends on something sure.
 
-    After k records the state is known by how many of them were offline and by which classes end in an
-    unknown outcome that nothing has confirmed yet, so the search is over small sets. What the card said confirms
-    an unknown end only when counters and balance are exactly those: a counter alone may have been used by another.
+    Under one counter there may be several moves of unknown outcome, of which one at most happened. What the card said
+    confirms an unknown end only when counters and balance are exactly those: a counter alone may have been used by
+    another.
     """
-    lanes, first = (offline, online), (start.offline_seq, start.online_seq)
-    sums = (_sums(offline), _sums(online))
-    states = {(0, (False, False))}
-    best = (0, 0)
-    for taken in range(len(offline) + len(online) + 1):
-        following: set[tuple[int, tuple[bool, bool]]] = set()
-        for i, open_ in states:
-            at = (i, taken - i)
-            balance = start.balance_fen + sums[0][at[0]] + sums[1][at[1]]
-            if not any(open_) or seen == Position(balance, first[0] + at[0], first[1] + at[1]):
-                best = at
-            for n in (0, 1):
-                if at[n] < len(lanes[n]) and lanes[n][at[n]][2:4] == (first[n] + at[n], balance):
-                    other = lanes[1 - n][at[1 - n] - 1] if open_[1 - n] else None
-                    own, rest = _opened(lanes[n][at[n]], open_[n], other)
-                    following.add((i, (rest, own)) if n else (i + 1, (own, rest)))
+    first = (start.offline_seq, start.online_seq)
+    states: dict[_State, _Path | None] = {_State(0, start.balance_fen): None}
+    best: _Path | None = None
+    for taken in range(len(used) + 1):
+        following: dict[_State, _Path | None] = {}
+        for state, path in states.items():
+            at = (first[0] + state.offline, first[1] + taken - state.offline)
+            if not any(state.open) or seen == Position(state.balance_fen, *at):
+                best = path
+            for online in (False, True):
+                for move in used.get((online, at[online]), ()):
+                    if move.before_fen == state.balance_fen:
+                        following.setdefault(_after(state, move), _Path(move, path))
         if not following:
             break
         states = following
-    i, j = best
-    return best, Position(start.balance_fen + sums[0][i] + sums[1][j], first[0] + i, first[1] + j)
+    moves = []
+    while best:
+        moves.append(best.move)
+        best = best.before
+    return moves[::-1]
 
 
-def _opened(move: Move, was_open: bool, other: Move | None) -> tuple[bool, bool]:
-    """Which classes, the move's own and the other, wait for confirmation once ``move`` is taken.
+def _after(state: _State, move: Move) -> _State:
+    """The state once ``move`` is taken.
 
     A sure move confirms its own class by the counter, the other one by the balance that it started from.
     """
-    if not move.sure:
-        return True, other is not None
-    return False, other is not None and (was_open or other.change_fen == 0)
-
-
-def _sums(lane: Sequence[Move]) -> list[int]:
-    sums = [0]
-    for move in lane:
-        sums.append(sums[-1] + move.change_fen)
-    return sums
+    own, other = move.online, not move.online
+    unsure = state.open[other] and (not move.sure or state.open[own] or state.still[other])
+    opened, still = (not move.sure, unsure), (move.change_fen == 0, state.still[other])
+    return _State(
+        state.offline + (not own),
+        state.balance_fen + move.change_fen,
+        opened[::-1] if own else opened,
+        still[::-1] if own else still,
+    )
 
 
 def _outstanding(position: Position, rest: Sequence[Move], seen: Position | None) -> int:

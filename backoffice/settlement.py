@@ -92,13 +92,16 @@ class _Record:
     open: bool
     undone_by: str | None
     outcome: Outcome
+    was: tuple[object, ...] = ()
 
     @classmethod
     def of(cls, row: Row) -> _Record:
-        return cls(
+        record = cls(
             row, TransactionType(row["kind"]), Verdict(row["verdict"]), row["cause"], bool(row["genuine"]),
             row["booked"], bool(row["chained"]), bool(row["open"]), row["undone_by"], Outcome(row["outcome"]),
         )  # fmt: skip
+        record.was = record.state
+        return record
 
     @property
     def record_id(self) -> str:
@@ -239,30 +242,28 @@ def _load_cards(books: _Books, cards: list[bytes]) -> None:
 
 
 def _settle_card(books: _Books, serial: bytes, records: list[_Record]) -> None:
-    """All that is open of one card: judged, chained purse by purse, booked."""
-    before = [record.state for record in records]
+    """All that is open of one card: judged, chained purse by purse, booked.
+
+    ``known`` holds each record once, also a closed one that an open one speaks of: nobody works on a stale copy.
+    """
+    known = {record.record_id: record for record in records}
     for record in records:
         if record.verdict in RETRIED:
             _judge(books, record)
     for purse in Purse:
-        _chain(books, serial, purse, [record for record in records if record.row["purse"] == purse])
-    by_id = {record.record_id: record for record in records}
-    for record in records:
-        _book(books, record, by_id)
+        _chain(books, serial, purse, known)
+    for record in list(known.values()):
+        _book(books, record, known)
         record.open = (
             record.verdict in RETRIED
             or record.verdict is V.IN_DOUBT
             or (record.genuine and not record.chained and record.verdict is not V.DUPLICATE)
         )
-    for record, old in zip(records, before, strict=True):
-        if record.state != old:
-            _save(books, record)
-            if record.verdict.value != old[0]:
+    for record in known.values():
+        if record.state != record.was:
+            books.updates.append((*record.state, books.tx.now_ms, books.enterprise_id, record.record_id))
+            if record.verdict.value != record.was[0]:
                 books.verdicts[record.verdict] = books.verdicts.get(record.verdict, 0) + 1
-
-
-def _save(books: _Books, record: _Record) -> None:
-    books.updates.append((*record.state, books.tx.now_ms, books.enterprise_id, record.record_id))
 
 
 # Judging one record (books.md: terminal and SAM, seen before, TAC, card and its state)
@@ -272,14 +273,14 @@ def _judge(books: _Books, record: _Record) -> None:
     row = record.row
     record.cause = row["cause"]
     if record.outcome is Outcome.NOT_DONE:
-        record.verdict = V.NOT_DONE
+        record.verdict, record.genuine = V.NOT_DONE, False
         return
     if record.kind not in (*LOADS, *SPENDS, TransactionType.UNLOAD):
         record.verdict, record.cause = V.FORGED, f"cards of this profile do not know type {record.kind.value:02X}"
         return
-    proof, why = _check_proof(books, record) if record.outcome is Outcome.COMMITTED else (V.IN_DOUBT, "")
+    proof, why = _check_proof(books, record)
     record.genuine = proof is V.POSTED
-    if proof is V.IN_DOUBT and record.booked == "yes":
+    if proof is V.IN_DOUBT and record.chained:
         proof, why = V.POSTED, ""  # the card's later records have decided already
     verdict, cause = _check_place(books, row)
     if verdict is None and proof in (V.FORGED, V.UNCHECKED):
@@ -305,6 +306,8 @@ def _check_place(books: _Books, row: Row) -> tuple[Verdict | None, str]:
 def _check_proof(books: _Books, record: _Record) -> tuple[Verdict, str]:
     """POSTED when the card's proof is right, IN_DOUBT when it gave none."""
     row = record.row
+    if record.outcome is not Outcome.COMMITTED:
+        return V.IN_DOUBT, ""
     if record.kind is TransactionType.UNLOAD:
         # MAC3 is made under a session key: the station checked it, or had the card's word after authenticating it.
         if _is_station(books, row):
@@ -347,29 +350,89 @@ def _is_station(books: _Books, row: Row) -> bool:
 # Chaining the records of one purse
 
 
-def _chain(books: _Books, serial: bytes, purse: Purse, records: list[_Record]) -> None:
-    """Follow the purse's counters and balances; close unknown outcomes, find what is missing or used twice."""
-    waiting = {
-        record.record_id: record
-        for record in records
-        if not record.chained and record.verdict is not V.DUPLICATE and (record.genuine or record.verdict is V.IN_DOUBT)
-    }
+def _chain(books: _Books, serial: bytes, purse: Purse, known: dict[str, _Record]) -> None:
+    """Follow the purse's counters and balances; close unknown outcomes, find what is missing or used twice.
+
+    Where a card denies what was inferred, or another record disproves it, what followed is followed anew.
+    """
     row = books.positions.get((serial, purse))
-    if not waiting and (row is None or row["said_ms"] is None):
-        return
-    start = Position(row["balance_fen"], row["offline_seq"], row["online_seq"]) if row else Position()
-    moves = [record.move() for record in waiting.values()]
-    chain = follow(start, moves, _said(row, start, moves))
-    for record_id in chain.certain:
-        waiting[record_id].chained = True
-    for record_id in chain.done:
-        _happened(books, waiting[record_id])
-    for record_id in chain.undone:
-        waiting[record_id].verdict, waiting[record_id].cause = V.NOT_DONE, "the card used this number for another move"
-    for record_id in chain.reused:
-        _resolve_reuse(books, waiting[record_id], waiting)
+    start = at = Position(row["balance_fen"], row["offline_seq"], row["online_seq"]) if row else Position()
+    denied = [r for r in known.values() if r.row["purse"] == purse and r.chained and r.verdict is V.NOT_DONE]
+    for record in denied:
+        if record.chained:
+            at = _rewind(books, record, known, at) or at  # else it keeps the place, for a record to come
+    while True:
+        waiting = {
+            record.record_id: record
+            for record in known.values()
+            if record.row["purse"] == purse and not record.chained and record.verdict is not V.DUPLICATE
+            and (record.genuine or record.verdict is V.IN_DOUBT)
+        }  # fmt: skip
+        if not waiting and at == start and (row is None or row["said_ms"] is None):
+            return
+        moves = [record.move() for record in waiting.values()]
+        chain = follow(at, moves, _said(row, at, moves))
+        for record_id in chain.certain:
+            waiting[record_id].chained = True
+        for record_id in chain.done:
+            _happened(books, waiting[record_id])
+        for record_id in chain.undone:
+            waiting[record_id].verdict, waiting[record_id].cause = (
+                V.NOT_DONE,
+                "the card used this number for another move",
+            )
+        at = chain.position
+        for record_id in chain.reused:
+            disproved = _resolve_reuse(books, waiting[record_id], known)
+            if disproved is not None:
+                at = _rewind(books, disproved, known, at) or _swap(waiting[record_id], disproved, at)
+                break
+        else:
+            break
     if row is None or _position_of(chain) != tuple(row)[3:9]:
         books.places.append((books.enterprise_id, serial, int(purse), *_position_of(chain), books.tx.now_ms))
+
+
+def _rewind(books: _Books, record: _Record, known: dict[str, _Record], at: Position) -> Position | None:
+    """Where the chain stood before ``record``, with everything after it open again; None where that can't be told."""
+    records = _of_purse(books, record, known)
+    own, before = record.kind.online, record.row["balance_before_fen"]
+    chained = sorted((r for r in records if r.chained and r.verdict is not V.DUPLICATE), key=lambda r: -r.place[2])
+    lanes = [[r for r in chained if r.kind.online is online] for online in (False, True)]
+    taken = [0, 0]
+    taken[own] = sum(r.place[2] >= record.place[2] for r in lanes[own])
+    balance = at.balance_fen - sum(r.move().change_fen for r in lanes[own][: taken[own]])
+    for other in lanes[1 - own]:
+        if balance == before:
+            break
+        balance -= other.move().change_fen
+        taken[1 - own] += 1
+    back = Position(before, at.offline_seq - taken[0], at.online_seq - taken[1])
+    whole = all(
+        [r.place[2] for r in lane[:n]] == list(range(top - 1, top - n - 1, -1))
+        for lane, n, top in zip(lanes, taken, at[1:], strict=True)
+    )
+    if balance != before or not whole or back[1 + own] != record.place[2]:
+        return None  # a gap given up or a cloned card lies in between
+    for r in records:
+        if r.place[2] >= back[1 + r.kind.online]:
+            _reopen(books, r)
+    return back
+
+
+def _swap(record: _Record, disproved: _Record, at: Position) -> Position:
+    """Let a record have the place of one that it disproves, where nothing else can be followed anew."""
+    record.chained, disproved.chained = True, False
+    return at
+
+
+def _reopen(books: _Books, record: _Record) -> None:
+    """Take back what other records said of this one."""
+    if record.verdict is V.DUPLICATE or not (record.chained or record.verdict is V.NOT_DONE):
+        return
+    record.chained = False
+    if record.outcome is not Outcome.NOT_DONE and _check_proof(books, record)[0] is V.IN_DOUBT:
+        record.verdict, record.cause, record.genuine = V.IN_DOUBT, "", False
 
 
 def _happened(books: _Books, record: _Record) -> None:
@@ -405,33 +468,41 @@ def _said(row: Row | None, start: Position, moves: list[Move]) -> Position | Non
     return said if fresh and all(m.utc_ms <= row["said_ms"] for m in moves if not m.sure) else None
 
 
-def _resolve_reuse(books: _Books, record: _Record, waiting: dict[str, _Record]) -> None:
-    """A genuine record whose counter another record has: told twice, taken for done by mistake, or a cloned card."""
+def _of_purse(books: _Books, record: _Record, known: dict[str, _Record]) -> list[_Record]:
+    """All records of a purse, those that are closed too."""
+    for row in books.tx.all(
+        "SELECT * FROM transaction_record WHERE enterprise_id = ? AND card_serial = ? AND purse = ?",
+        (books.enterprise_id, record.row["card_serial"], record.place[0]),
+    ):
+        known.setdefault(row["record_id"], _Record.of(row))
+    return [other for other in known.values() if other.place[0] == record.place[0]]
+
+
+def _resolve_reuse(books: _Books, record: _Record, known: dict[str, _Record]) -> _Record | None:
+    """A genuine record whose counter another record has: told twice, a cloned card, or that was taken for done.
+
+    Returns the record that it disproves so.
+    """
+    others = [one for one in _of_purse(books, record, known) if one.chained and one.place == record.place]
+    if twin := next((one for one in others if one.row["tac"] == record.row["tac"]), None):
+        record.chained, record.verdict, record.cause = True, V.DUPLICATE, f"told before as {twin.record_id}"
+        return None
+    for other in others:
+        proof, _ = _check_proof(books, other)
+        if proof is not V.POSTED:
+            if proof is V.IN_DOUBT:
+                other.verdict, other.cause = V.NOT_DONE, f"the card used this number for {record.record_id}"
+            other.genuine = False
+            return other
     record.chained = True
-    other = next((w for w in waiting.values() if w is not record and w.chained and w.place == record.place), None)
-    if other is None:
-        rows = books.tx.all(
-            "SELECT * FROM transaction_record WHERE enterprise_id = ? AND card_serial = ? AND purse = ?"
-            " AND card_seq = ? AND chained = 1 AND record_id <> ?",
-            (books.enterprise_id, record.row["card_serial"], *record.place[::2], record.record_id),
-        )
-        found = [_Record.of(row) for row in rows]
-        other = next((one for one in found if one.place == record.place), None)
-    if other is not None and other.row["tac"] == record.row["tac"]:
-        record.verdict, record.cause = V.DUPLICATE, f"told before as {other.record_id}"
-    elif other is not None and other.outcome is not Outcome.COMMITTED and other.verdict is V.POSTED:
-        # Closed by inference, and now another move proves that it used the number.
-        other.verdict, other.cause = V.NOT_DONE, f"the card used this number for {record.record_id}"
-        _book(books, other, waiting)
-        _save(books, other)
-    else:
-        record.cause = f"the card used this number before: {other.record_id if other else 'before it was known here'}"
+    record.cause = f"the card used this number before: {others[0].record_id if others else 'before it was known here'}"
+    return None
 
 
 # Booking
 
 
-def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
+def _book(books: _Books, record: _Record, known: dict[str, _Record]) -> None:
     """Post what the verdict asks for beyond what is booked already."""
     target = {V.POSTED: "yes", V.IN_DOUBT: "doubt"}.get(record.verdict, "no" if record.booked == "no" else "back")
     permit = _permit(books, record)
@@ -439,24 +510,21 @@ def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
         target = record.booked  # its amount has stood in doubt since before the card was asked
     if record.verdict in RETRIED or record.booked == target:
         return
-    accounts = _accounts(books, record, by_id)
+    accounts = _accounts(books, record, known)
     if accounts is None:
         if record.verdict is V.POSTED:
             record.verdict, record.cause = V.UNPAIRED, "the payment that this undoes is not posted"
         return
     giver, getter = (ledger.EXPIRED if account == ledger.VOID else account for account in accounts)
-    steps = {
-        ("no", "yes"): ("", giver, getter),
-        ("no", "doubt"): ("/doubt", giver, ledger.IN_DOUBT),
-        ("doubt", "yes"): ("", ledger.IN_DOUBT, getter),
-        ("doubt", "back"): ("/back", ledger.IN_DOUBT, giver),
-        ("yes", "back"): ("/reversed", getter, giver),
-    }
-    suffix, source, target_account = steps[record.booked, target]
+    # Where the amount lies in each state: any state leads to any other.
+    lies = {"no": giver, "back": giver, "doubt": ledger.IN_DOUBT, "yes": getter}
+    suffix = {"yes": "", "doubt": "/doubt"}.get(target, "/reversed" if record.booked == "yes" else "/back")
+    source, target_account = lies[record.booked], lies[target]
     proven = "yes" in (record.booked, target)
+    suffix += _round(books, record)
     record.booked = target
     row = record.row
-    if row["amount_fen"]:
+    if row["amount_fen"] and source != target_account:
         entry_id, kind = record.record_id + suffix, record.kind.name.lower() + suffix
         books.entries.append(transfer(entry_id, kind, row["utc_ms"], source, target_account, row["amount_fen"], ACTOR))
         if ledger.VOID in accounts and proven:
@@ -464,6 +532,18 @@ def _book(books: _Books, record: _Record, by_id: dict[str, _Record]) -> None:
             entry_id = ledger.expiry_id(row["card_serial"], Purse(row["purse"]), f"emptied/{entry_id}")
             pair = (getter, giver) if target == "yes" else (giver, getter)
             books.entries.append(transfer(entry_id, "expiry_emptied", row["utc_ms"], *pair, row["amount_fen"], ACTOR))
+
+
+def _round(books: _Books, record: _Record) -> str:
+    """Ending that keeps entries apart once a record was given back: nothing the first time, then /2, /3..."""
+    if record.booked == "no":
+        return ""
+    rows = books.tx.all(
+        "SELECT entry_id FROM ledger_entry WHERE enterprise_id = ? AND entry_id >= ? AND entry_id < ?",
+        (books.enterprise_id, f"{record.record_id}/", f"{record.record_id}0"),
+    )
+    given_back = sum("/back" in row[0] or "/reversed" in row[0] for row in rows)
+    return f"/{given_back + 1}" if given_back else ""
 
 
 def _honour(tx: Tx, enterprise_id: int, cards: list[bytes]) -> int:
@@ -491,14 +571,14 @@ def _honour(tx: Tx, enterprise_id: int, cards: list[bytes]) -> int:
     return ledger.post(tx, enterprise_id, *entries)
 
 
-def _accounts(books: _Books, record: _Record, by_id: dict[str, _Record]) -> tuple[str, str] | None:
+def _accounts(books: _Books, record: _Record, known: dict[str, _Record]) -> tuple[str, str] | None:
     """Who gives and who gets; None when that is not known yet."""
     row = record.row
     card = card_account(row["card_serial"], Purse(row["purse"]))
     permit = _permit(books, record)
     other = permit.payer if permit else _ordered(books, record)
     if other is None and row["undo_of"]:
-        other = _undone(books, record, by_id)
+        other = _undone(books, record, known)
         if other is None:
             return None
     if other is None and record.kind in LOADS:
@@ -532,16 +612,18 @@ def _ordered(books: _Books, record: _Record) -> str | None:
     return str(order["account"]) if order else None
 
 
-def _undone(books: _Books, record: _Record, by_id: dict[str, _Record]) -> str | None:
+def _undone(books: _Books, record: _Record, known: dict[str, _Record]) -> str | None:
     """Takings that an undo gives back; differences when that was done already; None until the payment is posted."""
     wanted = record.row["undo_of"].hex()
-    paid = by_id.get(wanted)
+    paid = known.get(wanted)
     if paid is None:
         row = books.tx.one(
             "SELECT * FROM transaction_record WHERE enterprise_id = ? AND record_id = ?", (books.enterprise_id, wanted)
         )
-        paid = _Record.of(row) if row else None
-    if paid is None or paid.verdict is not V.POSTED:
+        if row is None:
+            return None
+        paid = known[wanted] = _Record.of(row)
+    if paid.verdict is not V.POSTED and record.booked == "no":
         return None
     row = record.row
     same = all(paid.row[name] == row[name] for name in ("card_serial", "purse", "amount_fen"))
@@ -550,8 +632,6 @@ def _undone(books: _Books, record: _Record, by_id: dict[str, _Record]) -> str | 
         return ledger.DIFFERENCES
     if paid.undone_by is None and record.verdict is V.POSTED:
         paid.undone_by = record.record_id
-        if wanted not in by_id:
-            _save(books, paid)
     return takings_account(paid.row["terminal"], _day(books, row))
 
 

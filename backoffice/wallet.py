@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from backoffice import audit, expiry, ledger
+from backoffice import audit, expiry, ledger, permits
 from backoffice.audit import Event
 from backoffice.database import Tx
 from backoffice.enterprises import Setting, number_setting
@@ -236,6 +236,8 @@ def _check_now(tx: Tx, enterprise_id: int, move: Move, any_state: bool) -> None:
         taken = tx.value(sql, (enterprise_id, move.undoes))
         if taken:
             raise Refused("undo", f"{move.undoes} was undone by {taken}")
+        if permits.undo_given(tx, enterprise_id, move.undoes):
+            raise Refused("undo", f"a terminal may have undone {move.undoes}: collect its journal and settle first")
     elif move.loads and not any_state:
         most = number_setting(tx, enterprise_id, Setting.PURSE_LIMIT_FEN)
         held = ledger.balance(tx, enterprise_id, card_account(move.serial, move.purse))

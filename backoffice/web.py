@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -49,6 +51,10 @@ BODY_S = 60
 WRONG_TOKENS, WRONG_MS = 20, 60_000
 """So many wrong tokens of one address within this time are told; more are only turned away."""
 MAX_ADDRESSES = 10_000
+THREADS = 64
+"""Calls at work at a time. Those of issuing terminals wait for people: the others must never wait for them."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What JSON lets into a text and no database takes: zeros and halves of surrogate pairs."""
 LOG = logging.getLogger(__name__)
 STATUS: list[tuple[type[OneCardError], int]] = [
     (FormatError, 400), (NotFound, 404), (Conflict, 409), (Refused, 409), (MacMismatch, 422), (DatabaseError, 503),
@@ -84,6 +90,8 @@ def field(fields: Fields, name: str, kind: type[T]) -> T:
             value = bytes.fromhex(value)
         except ValueError:
             value = None
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        value = None
     if type(value) is not kind:
         raise FormatError(f"{name}: {'hexadecimal text' if kind is bytes else kind.__name__} belongs here")
     return value
@@ -95,6 +103,11 @@ class Web:
     def __init__(self, db: Database, enterprise_id: int, verbs: Mapping[str, Verb], proxy: str = "") -> None:
         self.db, self.enterprise_id, self.verbs, self.proxy = db, enterprise_id, verbs, proxy
         self._wrong: dict[str, list[int]] = {}
+        self._pool = ThreadPoolExecutor(THREADS, "web")
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """Work that waits for a database, or for a person at an issuing terminal."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def app(self) -> Starlette:
         """The application, for any ASGI server."""
@@ -130,7 +143,7 @@ class Web:
         address = caller_address(request, self.proxy)
         try:
             token = _bearer(request.headers.get("Authorization", ""))
-            caller = await asyncio.to_thread(tokens.check, self.db, self.enterprise_id, token)
+            caller = await self._in_thread(tokens.check, self.db, self.enterprise_id, token)
         except Refused:
             if self._too_many(address):
                 return 429, told("Refused", "too_many", "too many wrong tokens: wait a minute")
@@ -143,7 +156,7 @@ class Web:
         body = await read_body(request, verb.max_body)
         if body is None:
             return 413, told("FormatError", "too_large", f"a body has at most {verb.max_body} bytes")
-        return 200, await asyncio.to_thread(verb.serve, caller, _object(body))
+        return 200, await self._in_thread(verb.serve, caller, _object(body))
 
     def _too_many(self, address: str) -> bool:
         """Count a wrong token; whether there were too many of late. Right ones always pass: nobody guesses 32 bytes."""

@@ -37,7 +37,9 @@ JOURNAL_ENTRIES = 2000
 _ERRORS: dict[str, type[OneCardError]] = {
     "FormatError": FormatError, "NotFound": NotFound, "Conflict": Conflict, "MacMismatch": MacMismatch,
 }  # fmt: skip
-_REASONS = {"purse_limit": Reason.MAXIMUM_BALANCE, "recharge_limit": Reason.LOAD_LIMIT}
+_REASONS = {
+    "purse_limit": Reason.MAXIMUM_BALANCE, "recharge_limit": Reason.LOAD_LIMIT, "void_balance": Reason.VOID_BALANCE,
+}  # fmt: skip
 """Refusals of the office that terminals have a word of their own for."""
 
 

@@ -50,6 +50,7 @@ class Reason(Enum):
     BALANCE = ("balance", "余额不足", "the balance is not enough")
     MINIMUM_BALANCE = ("minimum_balance", "低于最低余额", "the minimum balance would be touched")
     BALANCE_EXPIRED = ("balance_expired", "余额已过期", "the balance has expired")
+    VOID_BALANCE = ("void_balance", "过期余额未清，请到管理处", "the office must take an expired balance off first")
     MAXIMUM_BALANCE = ("maximum_balance", "超最高余额", "the purse would hold too much")
     LOAD_LIMIT = ("load_limit", "超单笔充值限额", "above the limit of one load")
     COUNTER_FULL = ("counter_full", "卡计数已满", "the card has no transactions left")

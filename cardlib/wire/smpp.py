@@ -61,11 +61,13 @@ class Status(IntEnum):
     """Command status, as far as we tell them apart; others are plain numbers."""
 
     OK = 0x00
+    INVALID_TEXT_LENGTH = 0x01
     INVALID_LENGTH = 0x02
     INVALID_COMMAND = 0x03
     BAD_BIND_STATE = 0x04
     ALREADY_BOUND = 0x05
     SYSTEM_ERROR = 0x08
+    INVALID_SOURCE = 0x0A
     INVALID_DESTINATION = 0x0B
     BIND_FAILED = 0x0D
     INVALID_PASSWORD = 0x0E

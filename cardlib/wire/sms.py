@@ -468,6 +468,25 @@ def decode_text(dcs: int, length: int, user_data: bytes, *, has_header: bool) ->
     return concat_of(elements), text
 
 
+def to_centre(part: TextPart) -> bytes:
+    """A text's user data as a message centre takes them by SMPP: 7-bit characters an octet each behind the header."""
+    if not is_seven_bit(part.dcs):
+        return part.user_data
+    head = header(*parse_header(part.user_data)[0]) if part.has_header else b""
+    whole, fill = _fill(head)
+    return head + unpack(part.user_data[len(head) :], part.length - whole, fill)
+
+
+def from_centre(dcs: int, octets: bytes, *, has_header: bool) -> TextPart:
+    """Inverse of to_centre: user data for a TPDU. Raises FormatError when its header does not fit."""
+    if not is_seven_bit(dcs):
+        return TextPart(dcs, len(octets), octets, has_header)
+    head = header(*parse_header(octets)[0]) if has_header else b""
+    septets = octets[len(head) :]
+    whole, fill = _fill(head)
+    return TextPart(dcs, whole + len(septets), head + pack(septets, fill), has_header)
+
+
 # ENVELOPE -------------------------------------------------------------------------------------------------------------
 
 TAG_DOWNLOAD, TAG_DEVICES, TAG_ADDRESS, TAG_TPDU = 0xD1, 0x82, 0x86, 0x8B

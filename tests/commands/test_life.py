@@ -310,6 +310,36 @@ def test_wallet(office: Office) -> None:
     assert [row["amount_fen"] for row in office("wallet", "statement", serial)] == [50_00, 12_34, -2_34]
 
 
+def test_balances_expire_and_one_is_given_back(office: Office) -> None:
+    """What expired is void at once, taken off at the desk or given back by two operators, each exactly once."""
+    serial = office.serials[HOLDER]
+    assert office("settle", "expire", code=1)["reason"] == "not_expired"
+    office("enterprise", "set", f"balance_expires={yesterday()}")
+    office.collect("journal-1")
+    office("settle", "run")
+    before = office.everything()
+    assert office("settle", "expire", dry_run=True) | {"dry_run": 0} == {
+        "date": yesterday(), "purses": 2, "expired_fen": 58_00, "left": [], "dry_run": 0,
+    }  # fmt: skip
+    assert office.everything() == before
+    expired = office("settle", "expire", "--request-id", "x1")
+    assert (expired["purses"], expired["expired_fen"]) == (2, 58_00)
+    assert office("settle", "expire", "--request-id", "x1") == expired
+    assert office("settle", "expire")["purses"] == 0
+    assert office("wallet", "balance", serial) == {"card": serial, "subsidy_fen": 0, "main_fen": 0}
+    proposed = office("settle", "unexpire", serial, "main", "--reason", "a mistake", operator="fin")
+    office("settle", "unexpire", serial, "main", "--reason", "again", operator="fen", code=4)
+    assert office("settle", "approve", proposed["entry"], operator="fin", code=1)["reason"] == "two_operators"
+    for _ in range(2):
+        assert office("settle", "approve", proposed["entry"], operator="fen")["postings"] == proposed["postings"]
+    assert office("wallet", "balance", serial)["main_fen"] == 50_00
+    assert office.at(HOLDER, "wallet", "expire")["amount_fen"] == 8_00
+    assert office.at(HOLDER, "wallet", "recharge", "1")["balance_fen"] == 51_00
+    office("settle", "run")
+    assert office("settle", "reconcile") == []
+    assert office("settle", "verify")["unsealed"] >= 0
+
+
 def test_a_day_at_the_till(office: Office) -> None:
     """Pay, undo, export, collect, settle: the books hold what the card holds, and the day closes when it is over."""
     serial = office.serials[HOLDER]

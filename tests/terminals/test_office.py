@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from backoffice import cards, ledger, registry
+from backoffice import cards, expiry, ledger, registry, subsidies, vouchers, wallet
 from backoffice.enterprises import Setting, change_setting
 from backoffice.ledger import cash_account
 from backoffice.registry import TerminalKind
+from backoffice.subsidies import Way
 from cardlib.errors import ConfigError, Conflict, FormatError, MacMismatch, OneCardError, Refused, TransportError
 from cardlib.profile import Purpose, Purse, TransactionType
 from cardlib.purse import initialize_load, open_application
@@ -22,6 +23,7 @@ from terminals.pos import Pos
 from terminals.recharge import Recharge
 from tests.backoffice.desk import serial_of
 from tests.backoffice.kit import ADMIN, ENTERPRISE, sam_serial, terminal_number
+from tests.secretwatch import register
 from tests.terminals.office_rig import Site, line_of, patiently, site
 from tests.terminals.shop import refused, torn
 
@@ -244,6 +246,102 @@ def test_limits_of_the_enterprise(office: Site, desk: Recharge, card: Card) -> N
     card.reset()
     desk.recharge(card, 2_000, "C4")
     settled(office, card, 7_000, desk)
+
+
+def test_what_has_expired_is_taken_off_before_anything_is_loaded(office: Site, desk: Recharge, card: Card) -> None:
+    """A chip that still holds an expired balance gets no leave and no MAC2, in that purse alone, until emptied."""
+    world, serial = office.world, serial_of(card)
+    desk.recharge(card, 5_000, "C1")
+    office.collect(desk)
+    line_of(desk).allow_load(serial, 100, "C2", 1)  # leave given before the balance expired
+    with world.db.write() as tx:
+        change_setting(tx, ADMIN, ENTERPRISE, Setting.BALANCE_EXPIRES.name, "2026-09-20")
+    assert [one.left for one in expiry.expire(world.db, ADMIN, ENTERPRISE)] == [""]
+    card.reset()
+    assert refused(lambda: desk.recharge(card, 100, "C2")) == "void_balance"
+    assert load_at(office, desk, card, "C2") == "void_balance"
+    with world.db.write() as tx:
+        subsidies.grant(tx, ADMIN, ENTERPRISE, "G", 202609, 700, Way.ADD, "2030-12-31")
+    paper = voucher(office)
+    card.reset()
+    assert refused(lambda: desk.voucher(card, paper.number, paper.secret)) == "void_balance"
+    card.reset()
+    assert desk.claim(card).amount_fen == 700
+    card.reset()
+    assert wallet.expire(world.office, ADMIN, card, serial)["amount_fen"] == 5_000
+    card.reset()
+    assert desk.voucher(card, paper.number, paper.secret).balance_fen == 100
+    office.collect(desk)
+    world.agrees()
+
+
+def voucher(office: Site, fen: int = 100) -> vouchers.Voucher:
+    with office.world.db.write() as tx:
+        (paper,) = vouchers.make(tx, ADMIN, ENTERPRISE, "B", 1, fen, "2030-12-31", office.world.random_bytes)
+    register(paper.secret, "a voucher's secret")
+    return paper
+
+
+def test_a_request_made_up_for_cash_never_becomes_a_vouchers(office: Site, desk: Recharge, card: Card) -> None:
+    """A terminal that names its cash load like a voucher gets that voucher paid once, not once more elsewhere."""
+    other, serial, paper = office.recharger(2), serial_of(card), voucher(office)
+    line_of(desk).allow_load(serial, 100, f"voucher:{paper.number}", 1)
+    with pytest.raises(Conflict):
+        line_of(desk).redeem(serial, paper.number, paper.secret)
+    assert load_at(office, desk, card, f"voucher:{paper.number}") == "done"
+    card.reset()
+    assert other.voucher(card, paper.number, paper.secret).amount_fen == 100
+    books = office.world.books()
+    assert (books[cash()], books[ledger.VOUCHERS]) == (-100, -100)
+
+
+def test_a_voucher_cancelled_after_leave_was_given_loads_nothing(office: Site, desk: Recharge, card: Card) -> None:
+    """Cancelling a batch counts at once, also for a terminal that asked before."""
+    paper = voucher(office)
+    line_of(desk).redeem(serial_of(card), paper.number, paper.secret)
+    with office.world.db.write() as tx:
+        vouchers.cancel(tx, ADMIN, ENTERPRISE, "B")
+    assert load_at(office, desk, card, f"voucher:{paper.number}") == "voucher_expired"
+    assert office.world.books() == {}
+
+
+def test_a_voucher_given_back_is_good_for_another_card(office: Site, desk: Recharge, card: Card) -> None:
+    """A load that another move proved not done leaves its voucher good at the same terminal, for whatever card."""
+    paper, other = voucher(office), office.world.issued(2)[0]
+    line_of(desk).break_at(2, answer=True)
+    assert refused(lambda: desk.voucher(card, paper.number, paper.secret)) == "host_unreachable"
+    card.reset()
+    desk.recharge(card, 300, "cash")
+    assert line_of(desk).redeem(serial_of(other), paper.number, paper.secret) == 100
+    assert load_at(office, desk, other, f"voucher:{paper.number}") == "done"
+    assert office.world.books()[ledger.VOUCHERS] == -100
+
+
+def test_text_that_no_database_takes_is_a_wrong_call(office: Site, desk: Recharge, card: Card) -> None:
+    """Half a surrogate pair or a zero is the caller's fault, not one of ours."""
+    for text in ("\ud800", "C\0"):
+        with pytest.raises(FormatError):
+            line_of(desk).allow_load(serial_of(card), 100, text, 1)
+
+
+def test_a_payment_is_undone_at_the_till_or_at_the_desk(office: Site, desk: Recharge, till: Pos, card: Card) -> None:
+    """Once a till has MAC2 for an undo the desk refuses it; once the desk undid it, leave given before is void."""
+    world, origins = office.world, []
+    for fen in (100, 101):
+        origins.append(till.pay(card, fen, f"S{fen}").moves[0].origin.hex())
+        card.reset()
+    office.collect(desk, till)
+    for origin in origins:
+        line_of(till).call("undo/allow", origin=origin)
+    assert load_at(office, till, card, f"undo:{origins[0]}", 100, 3) == "done"  # type: ignore[arg-type]  # a till
+    card.reset()
+    with pytest.raises(Refused, match="a terminal may have undone"):
+        wallet.undo(world.office, ADMIN, card, origins[0])
+    card.reset()
+    wallet.undo(world.office, ADMIN, card, origins[1])
+    world.settle()
+    assert load_at(office, till, card, f"undo:{origins[1]}", 101, 3) == "undo"  # type: ignore[arg-type]  # a till
+    assert world.on_card(card)[Purse.MAIN] == 5_000
 
 
 def test_cards_that_are_not_in_use(office: Site, desk: Recharge, card: Card) -> None:

@@ -61,9 +61,10 @@ class Till:
     def undo(self, *, online: bool = False) -> None:
         self.show(lambda one: self.shop.pos.undo_last(one, online=online))
 
-    def recharge(self, fen: int = 1_000) -> None:
+    def recharge(self, fen: int = 1_000, refuse: str = "") -> None:
         (self.shop.folder / "r").mkdir()
         desk = Shop(self.shop.folder / "r", self.shop.rules, recharge=True)
+        desk.office.refuse = refuse
         desk.screen = self.shop.screen
         desk.terminal.screen = self.shop.screen
         self.card.reset()
@@ -256,6 +257,7 @@ TILL: dict[Reason, Callable[[Till], None]] = {
     R.BALANCE: lambda t: t.pay(5_301),
     R.MINIMUM_BALANCE: ruled(5_200, minimum_balance_fen=200),
     R.BALANCE_EXPIRED: ruled(balance_expires=date(2026, 9, 20)),
+    R.VOID_BALANCE: lambda t: t.recharge(refuse="void_balance"),
     R.MAXIMUM_BALANCE: loaded(maximum_balance_fen=5_500),
     R.LOAD_LIMIT: loaded(load_limit_fen=999),
     R.COUNTER_FULL: full_counter,
