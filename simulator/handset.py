@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto, unique
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,11 +155,16 @@ def hold(session: Session, file: Path, language: str | None, lines: bool) -> Non
         session.note(HINT)
         use(phone)
         return
+    _show(Handset(phone))
+
+
+def _show(handset: Handset, tick: Callable[[], None] = lambda: None) -> None:
+    """Open the screen. Raises ConfigError without the extra."""
     try:
         from simulator.phonescreen import run  # noqa: PLC0415  # the extra "phone"
     except ImportError as e:
         raise ConfigError('a phone on the screen needs the extra "phone": install onecard[phone], or --lines') from e
-    run(Handset(phone))
+    run(handset, tick)
 
 
 def use(phone: Phone) -> None:
@@ -220,9 +225,10 @@ def drawn(screen: Screen, status: str) -> Iterator[str]:
 @click.option("--throttled", type=ODDS, default=0.0, help="How often a client is asked to wait.")
 @click.option("--cut", type=ODDS, default=0.0, help="How often the line is cut instead of answered.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Faults are the same with the same.")
+@click.option("--hold", "held", metavar="NUMBER", help="Show this phone on the screen; its end is the centre's.")
 @pass_session
 def centre(  # one parameter an option
-    session: Session, /, folder: Path, port: int, host: str, system_id: str, seed: int, **odds: float
+    session: Session, /, folder: Path, port: int, host: str, system_id: str, seed: int, held: str | None, **odds: float
 ) -> None:
     """Be a short message centre (SMPP 3.4) for the RFID-SIMs in FOLDER, each an image named by its number: 138...img.
 
@@ -236,22 +242,34 @@ def centre(  # one parameter an option
     phones = dict(_phones(folder))
     for number, phone in phones.items():
         smsc.register(number, phone)
+    if held is not None and held not in phones:
+        raise NotFound(f"no phone {held} in {folder}: there are {', '.join(phones)}")
     listener = session.keep(Listener(host, port))
     session.emit({"port": listener.port, "phones": len(phones)})
     sys.stdout.flush()
     lines: list[NetPort] = []
-    while True:
-        wait([listener, *lines], TURN_S)
+
+    def turn(pause_s: float) -> None:
+        wait([listener, *lines], pause_s)
         while line := listener.accept():
             smsc.attach(line)
             lines.append(line)
         smsc.poll()
-        lines = [line for line in lines if line.fileno() >= 0]
+        lines[:] = [line for line in lines if line.fileno() >= 0]
         for number, phone in phones.items():
+            if number == held:
+                continue
             for text in phone.inbox:
                 session.emit({"number": number, "text": text})
                 sys.stdout.flush()
             phone.inbox.clear()
+            phone.unread.clear()
+
+    if held is not None:
+        _show(Handset(phones[held]), lambda: turn(0))
+        return
+    while True:
+        turn(TURN_S)
 
 
 def _phones(folder: Path) -> Iterator[tuple[str, Phone]]:

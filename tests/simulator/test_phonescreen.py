@@ -17,6 +17,7 @@ from textual.pilot import Pilot
 
 import cli
 from cardlib.errors import ConfigError, StatusError
+from cardlib.wire.sms import Address, Submit, encode_text
 from console import Session
 from simulator import image
 from simulator.handset import Handset, Place
@@ -330,6 +331,35 @@ def test_at_a_terminal(tmp_path: Path) -> None:
         assert process.wait(20) == 0
     assert PASSWORD.encode() not in seen
     assert PASSWORD[:4].encode() not in seen
+
+
+def test_phone_behind_a_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """`onecard sim smsc --hold` shows one phone; the centre works while it is held, and keeps its texts for it."""
+    number = "8613800000001"
+    folder = tmp_path / "sims"
+    folder.mkdir()
+    image.save(made("食堂")[0], folder / f"{number}.img")
+    password = tmp_path / "password"
+    password.write_text("smsc-hold-password")
+    register("smsc-hold-password")
+    monkeypatch.setenv("ONECARD_SMSC_PASSWORD_FILE", str(password))
+    held: list[Handset] = []
+
+    def fake(handset: Handset, tick: Callable[[], None]) -> None:
+        part = encode_text("余额 12.34")[0]
+        submit = Submit(Address.of(number), part.user_data, 0, 0, part.dcs, 0x01, part.length)
+        assert handset.phone.send is not None
+        assert handset.phone.send(submit.encode())
+        for _ in range(3):
+            tick()
+        held.append(handset)
+
+    monkeypatch.setattr("simulator.phonescreen.run", fake)
+    assert cli.run(["sim", "smsc", str(folder), "--port", "0", "--hold", number], Session()) == 0
+    assert held[0].phone.inbox == ["余额 12.34"]
+    assert held[0].status.endswith("新信息 1")
+    assert cli.run(["sim", "smsc", str(folder), "--port", "0", "--hold", "1"], Session()) != 0
+    assert f"there are {number}" in capsys.readouterr().err
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
