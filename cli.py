@@ -112,7 +112,7 @@ HELP = {
     "audit": "Who did what; proof that nothing was changed.",
     "web": "The office over HTTP: serve terminals, make tokens.",
     "db": "State of the databases: status, migrate, backup, verify.",
-    "ota": "Packets over the air: take apart, make.",
+    "ota": "Jobs over the air; packets: take apart, make.",
     "sim": "Simulated cards and SAMs behind a virtual reader.",
     "apdu": "Send single commands to a card.",
 }
@@ -129,6 +129,12 @@ def _open_simulated(rest: str) -> Transport:
     keep(card, path)
     card.power.cut_at(int(step or 0))
     return card
+
+
+def _open_phones(path: Path) -> Any:  # noqa: ANN401  # a way for short messages
+    from simulator.post import open_post  # noqa: PLC0415  # only for --phone
+
+    return open_post(path)
 
 
 READERS = {"pcsc": "cardlib.pcsc", "pn532": "cardlib.pn532", "uid": "cardlib.uid"}
@@ -246,7 +252,7 @@ def main() -> None:
     """Entry point of the ``onecard`` command."""
     openers = {"sim": _open_simulated} | {scheme: partial(_open, module) for scheme, module in READERS.items()}
     watchers = {scheme: partial(_watch, module) for scheme, module in READERS.items()}
-    session = Session(openers=openers, watchers=watchers)
+    session = Session(openers=openers, watchers=watchers, phones=_open_phones)
     sys.exit(run(sys.argv[1:], session))
 
 

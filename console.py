@@ -43,6 +43,10 @@ READERS = "onecard.readers"
 """Entry points of others' readers: a scheme names a module with ``connect`` and perhaps ``watch`` (test-rigs.md)."""
 
 
+def _no_phones(path: Path) -> Any:  # noqa: ANN401  # never comes back
+    raise ConfigError(f"{path}: there are no simulated phones here")
+
+
 @dataclass
 class Session:
     """One invocation: the global options and the ways to the outside."""
@@ -61,6 +65,8 @@ class Session:
     trace_file: Path | None = None
     log_level: str = "warning"
     watchers: Mapping[str, Callable[[str], Watcher]] = field(default_factory=dict)
+    phones: Callable[[Path], Any] = _no_phones
+    """Simulated phones as a way for short messages (``simulator.post``)."""
     _open: list[Closable] = field(default_factory=list)
 
     def emit(self, data: Any, text: str | Iterable[str] | None = None) -> None:  # noqa: ANN401  # any JSON value

@@ -7,12 +7,12 @@ call with the card presented again goes on; a repeated request id gives the firs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum, unique
 from typing import NamedTuple
 
-from backoffice import audit, batches, blacklists, chips, jobs, ledger, members, outbox, reconcile
+from backoffice import airqueue, audit, batches, blacklists, chips, jobs, ledger, members, outbox, reconcile
 from backoffice.audit import Event
 from backoffice.batches import WashSteps
 from backoffice.chips import CardState
@@ -27,6 +27,7 @@ from backoffice.wallet import Move, carry_out, empty
 from cardlib.blacklist import ListReason
 from cardlib.errors import CardRemoved, Conflict, CryptoError, NotFound, OneCardError, OutcomeUnknown, Refused
 from cardlib.iso7816 import read_binary
+from cardlib.money import yuan
 from cardlib.profile import AccessRights, CardKind, Holder, Purse, check_serial, load_profile
 from cardlib.purse import read_log
 from cardlib.transport import Transport
@@ -94,6 +95,8 @@ class NewCard:
     pin: bytes
     posted: bool = False
     kind: CardKind = CardKind.CPU_CARD
+    in_slot: Callable[[int], Transport] | None = None
+    """The way to the enterprise's own slot once it is open, where that is another one (over the air)."""
 
     def __repr__(self) -> str:
         return f"<NewCard {self.kind.name}, posted {self.posted}>"
@@ -196,6 +199,7 @@ def lose(office: Office, operator: Operator, serial: bytes, reason: str, *, requ
         def change(tx: Tx) -> Result:
             transition(tx, office.enterprise_id, serial, S.LOST, operator.name, reason, request_id)
             blacklists.put(tx, office.enterprise_id, serial, ListReason.LOST, operator.name)
+            _tell_phone(tx, operator, office.enterprise_id, serial, "block")
             return {}
 
         work.once("lost", change)
@@ -222,6 +226,7 @@ def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, re
             transition(tx, office.enterprise_id, serial, after, operator.name, reason, request_id)
             if not posted:
                 blacklists.take_off(tx, office.enterprise_id, serial, operator.name)
+            _tell_phone(tx, operator, office.enterprise_id, serial, "unblock")
             return {"state": after.value}
 
         state = work.once("unlocked", change)["state"]
@@ -229,6 +234,12 @@ def unlock(office: Office, operator: Operator, serial: bytes, reason: str, *, re
         return {"card": serial.hex().upper(), "state": state}
 
     return run(office, operator, "unlock", serial.hex(), {}, request_id, act)
+
+
+def _tell_phone(tx: Tx, operator: Operator, enterprise_id: int, serial: bytes, kind: str) -> None:
+    """Beside the blacklist a SIM's application is blocked over the air, best effort; the last word counts."""
+    if get(tx, enterprise_id, serial).kind is CardKind.RFID_SIM:
+        airqueue.queue(tx, operator, enterprise_id, kind, serial, {})
 
 
 def confirm_receipt(office: Office, operator: Operator, serial: bytes, *, request_id: str | None = None) -> Result:
@@ -393,6 +404,8 @@ def _make(
         return serial, lambda _: {}
     desk = office.desk(work)
     number = _open(office, work, serial, new.card, member, replaces)
+    if new.in_slot is not None:
+        new = replace(new, card=new.in_slot(number))
     _personalise(office, work, desk, serial, member, new)
     return serial, lambda tx: _issued(tx, work, desk, serial, number, new.posted)
 
@@ -569,7 +582,7 @@ def _personalise(office: Office, work: Work, desk: Desk, serial: bytes, member: 
     key_set = _reserved_key_set(work)
     plan = PersonalPlan(
         "personalise", serial, office.enterprise_id, key_set,
-        Holder(serial[0], 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE),
+        _holder(serial, member),
         AccessRights.decode(bytes.fromhex(kept)) if kept else _rights(member, starts, expires),
         starts, expires, new.pin, office.algorithm(key_set),
     )  # fmt: skip
@@ -577,6 +590,30 @@ def _personalise(office: Office, work: Work, desk: Desk, serial: bytes, member: 
         personalise(new.card, plan, desk.station())
     except OutcomeUnknown as e:  # of a payment of zero: nothing to resolve
         raise CardRemoved("the card was lost while it was proven: present it again") from e
+
+
+def contents(tx: Tx, enterprise_id: int, serial: bytes) -> dict[str, bytes]:
+    """What holder and access files of an issued card should hold now, by name in the profile. Raises NotFound."""
+    one = get(tx, enterprise_id, serial)
+    member = members.get(tx, enterprise_id, one.member_number)
+    rights = _rights(member, date.fromisoformat(one.starts), date.fromisoformat(one.expires))
+    return {"holder": _holder(serial, member).encode(), "access": rights.encode()}
+
+
+def unsettled(tx: Tx, enterprise_id: int, serial: bytes) -> list[str]:
+    """Why an application can't be deleted yet: what its purses hold, what is open (requirement D8)."""
+    held = {purse: ledger.balance(tx, enterprise_id, card_account(serial, purse)) for purse in Purse}
+    left = [f"the {purse.name.lower()} purse holds {yuan(fen)}" for purse, fen in held.items() if fen]
+    sql = "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND card_serial = ? AND open = 1 LIMIT 1"
+    if tx.one(sql, (enterprise_id, serial)) is not None:
+        left.append("a transaction is still open")
+    if any(gap.card_serial == serial for gap in reconcile.gaps(tx, enterprise_id)):
+        left.append("a terminal's journal is still missing")
+    return left
+
+
+def _holder(serial: bytes, member: Member) -> Holder:
+    return Holder(serial[0], 1, members.name_on_card(member.name), member.member_number, NUMBER_TYPE)
 
 
 def _rights(member: Member, starts: date, expires: date) -> AccessRights:

@@ -92,7 +92,7 @@ def idle_others(tx: Tx, enterprise_id: int, kind: str, subject: str, arguments: 
         " AND state = 'running' AND arguments <> ?",
         (enterprise_id, kind, subject, text),
     )
-    return [row["job_id"] for row in rows if row["lease_until_ms"] <= tx.now_ms or not _alive(row["owner"])]
+    return [row["job_id"] for row in rows if row["lease_until_ms"] <= tx.now_ms or not alive(row["owner"])]
 
 
 def cancel(tx: Tx, enterprise_id: int, job_id: str, message: str) -> None:
@@ -152,16 +152,21 @@ def claim(db: Database, enterprise_id: int, job_id: str) -> Iterator[Job]:
 
 def seize(tx: Tx, db: Database, enterprise_id: int, job_id: str) -> Job:
     """Take a running job in the caller's transaction, for :func:`working`. Raises as :func:`claim`."""
-    owner = f"{platform.node()}/{os.getpid()}/{db.random_bytes(6).hex()}"
+    owner = new_owner(db)
     row = tx.one("SELECT * FROM job WHERE enterprise_id = ? AND job_id = ?", (enterprise_id, job_id))
     if row is None:
         raise NotFound(f"no job {job_id} in enterprise {enterprise_id}")
     if row["state"] != "running":
         raise Conflict(f"job {job_id} is {row['state']}")
-    if row["lease_until_ms"] > tx.now_ms and _alive(row["owner"]):
+    if row["lease_until_ms"] > tx.now_ms and alive(row["owner"]):
         raise Conflict(f"job {job_id} is being worked on: wait for it, or for {LEASE_MS // 1000} s of silence")
     _take(tx, enterprise_id, job_id, owner, tx.now_ms + LEASE_MS)
     return Job(db, enterprise_id, _info(row), owner)
+
+
+def new_owner(db: Database) -> str:
+    """A name for whoever works on something in this process: :func:`alive` tells whether it may still be at it."""
+    return f"{platform.node()}/{os.getpid()}/{db.random_bytes(6).hex()}"
 
 
 @contextmanager
@@ -336,7 +341,7 @@ def _take(tx: Tx, enterprise_id: int, job_id: str, owner: str, until_ms: int) ->
     )
 
 
-def _alive(owner: str) -> bool:
+def alive(owner: str) -> bool:
     """Whether a job's owner may still be at work; on another machine only the lease can tell."""
     node, pid, _ = owner.rsplit("/", 2)
     if node != platform.node():

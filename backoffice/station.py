@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import date
 from threading import local
 from typing import Any, cast
 
@@ -21,17 +22,39 @@ from backoffice.operators import Operator, Role
 from backoffice.registry import TerminalKind
 from backoffice.sequences import Position
 from backoffice.settlement import observe, settle_cards
+from cardlib.apdu import Command
 from cardlib.crypto import Algorithm
 from cardlib.errors import Conflict, FormatError, MacMismatch, NotFound, OneCardError, OutcomeUnknown, Refused
-from cardlib.profile import CardKind, Purpose, Purse, TransactionType, load_profile, make_serial
-from cardlib.purse import CardSession, identify, initialize_load, initialize_purchase, open_application, recover
-from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis
+from cardlib.iso7816 import get_challenge
+from cardlib.ota import AirCard
+from cardlib.profile import (
+    CardKind,
+    PublicInfo,
+    Purpose,
+    Purse,
+    TransactionType,
+    aid,
+    issuer_id,
+    load_profile,
+    make_serial,
+)
+from cardlib.purse import (
+    LOADS,
+    CardSession,
+    identify,
+    initialize_load,
+    initialize_purchase,
+    open_application,
+    prove,
+    recover,
+)
+from cardlib.records import DEFAULT_OFFSET_MIN, Event, JournalEntry, Outcome, Transaction, genesis, tac_input
 from cardlib.sam import Host
 from cardlib.transport import Transport
 from keymgmt.delivery import KeySource, StoreKeys
 from keymgmt.handle import KeyHandle
 from keymgmt.keys import KeyRef
-from keymgmt.personalise import Station
+from keymgmt.personalise import APP_TYPE, Station
 from keymgmt.rotate import active_version
 from keymgmt.softsam import SoftSam
 from keymgmt.store import KeyStore
@@ -398,6 +421,8 @@ class Desk:
         Its keys are renewed first where that is due (keys.md, Rotation). Raises Conflict when another card is there,
         OutcomeUnknown when a move of this job can't be told.
         """
+        if isinstance(card, AirCard):
+            return self._open_air(card, serial)
         enterprise_id = self.office.enterprise_id
         found = identify(card, enterprise_id)
         if found.factor != serial:
@@ -411,6 +436,59 @@ class Desk:
                 raise OutcomeUnknown(ref, f"whether {move.amount_fen} fen moved can't be told by the card any more")
         self.sight(card, session)
         return session
+
+    def _open_air(self, card: AirCard, serial: bytes) -> CardSession:
+        """The same over the air, with the scripts of ota.md only; balances are told by the INITIALIZE that follows.
+
+        Its authentication goes ahead of the next command. Who the card is follows from its keyset.
+        """
+        office, enterprise_id = self.office, self.office.enterprise_id
+        for ref, move in self.open_moves(serial):
+            if move.kind in LOADS.values():
+                self._ask_proof(card, ref, move)
+        session = self._known(serial)
+        if session.version != office.key_set:
+            rotation.renew(self, card, identify(card, enterprise_id))
+            session = self._known(serial)
+        card.ahead(_select(enterprise_id))
+        cryptogram = self.host.authenticate(Purpose.RECHARGE, serial, session.version, get_challenge(card, 8))
+        kid = load_profile().key(Purpose.RECHARGE).kid(session.version)
+        card.ahead(Command(0x00, 0x82, 0x00, kid, cryptogram))
+        for ref, move in self.open_moves(serial):
+            ended = recover(card, self.host, self, session, ref, move)
+            if ended.outcome is Outcome.UNKNOWN and move.request_id.startswith(self.work.info.job_id):
+                raise OutcomeUnknown(ref, f"whether {move.amount_fen} fen moved can't be told by the card any more")
+        return session
+
+    def _ask_proof(self, card: AirCard, ref: int, move: Transaction) -> None:
+        """Close an open load by its proof, if the card has one (ota.md, Sessions, proof, retry).
+
+        Its answer under a higher counter shows that the lost CREDIT can no longer come.
+        """
+        card.ahead(_select(move.enterprise_id))
+        proof = prove(card, move.kind, move.card_seq + 1 & 0xFFFF)
+        if proof is None:
+            return
+        try:
+            self.host.verify_tac(move.card_serial, move.key_version, move.algorithm, tac_input(move), proof.tac)
+        except MacMismatch:
+            self.not_done(ref, "the card proves another move under this number")
+            return
+        self.committed(ref, replace(move, tac=proof.tac, mac2_verified=True, outcome=Outcome.COMMITTED))
+
+    def _known(self, serial: bytes) -> CardSession:
+        """What the books know of a card that is not here. Raises NotFound."""
+        with self.office.db.read() as tx:
+            row = tx.one(
+                "SELECT key_version, starts, expires FROM card_application WHERE enterprise_id = ? AND card_serial = ?",
+                (self.office.enterprise_id, serial),
+            )
+        if row is None:
+            raise NotFound(f"enterprise {self.office.enterprise_id} has no card {serial.hex().upper()}")
+        starts, expires = date.fromisoformat(row["starts"]), date.fromisoformat(row["expires"])
+        issuer = issuer_id(self.office.enterprise_id)
+        info = PublicInfo(issuer, APP_TYPE, row["key_version"], b"\0\0" + serial, starts, expires)
+        return CardSession(self.office.enterprise_id, info, Purpose.RECHARGE)
 
     def sight(self, card: Transport, session: CardSession) -> dict[Purse, Position]:
         """Ask the card for balances and counters, and keep what it says for reconciliation."""
@@ -434,6 +512,10 @@ class Desk:
             if row is not None and row["verdict"] == "forged":
                 raise MacMismatch(f"card {serial.hex().upper()} is not genuine, its proof was wrong: {row['cause']}")
             return journals.load_move(tx, enterprise_id, row["record_id"]) if row else None
+
+
+def _select(enterprise_id: int) -> Command:
+    return Command(0x00, 0xA4, 0x04, 0x00, aid(enterprise_id))
 
 
 def position_on(card: Transport, host: Host, session: CardSession, purse: Purse) -> Position:
@@ -477,7 +559,7 @@ def run(
         return job.finish({"job": info.job_id, **result})
 
 
-def _begun(tx: Tx, enterprise_id: int, job_id: str) -> bool:
+def begun(tx: Tx, enterprise_id: int, job_id: str) -> bool:
     """Whether a job did anything that lasts: a step, or money that moved or may have."""
     return bool(jobs.steps(tx, enterprise_id, job_id)) or tx.one(
         "SELECT record_id FROM transaction_record WHERE enterprise_id = ? AND request_id BETWEEN ? AND ?"
@@ -489,7 +571,7 @@ def _begun(tx: Tx, enterprise_id: int, job_id: str) -> bool:
 def _make_way(tx: Tx, enterprise_id: int, kind: str, subject: str, arguments: dict[str, Any]) -> None:
     """Cancel a job that was asked for and never began, so that another with other arguments can."""
     for job_id in jobs.idle_others(tx, enterprise_id, kind, subject, arguments):
-        if not _begun(tx, enterprise_id, job_id):
+        if not begun(tx, enterprise_id, job_id):
             jobs.cancel(tx, enterprise_id, job_id, "nothing was done: another request took its place")
 
 
@@ -499,8 +581,8 @@ def _ends_before_first_step(office: Office, job: Job) -> Iterator[None]:
         yield
     except (Refused, NotFound, Conflict, FormatError) as error:
         with office.db.read() as tx:
-            begun = _begun(tx, office.enterprise_id, job.info.job_id)
-        if not begun:
+            lasting = begun(tx, office.enterprise_id, job.info.job_id)
+        if not lasting:
             job.fail(error)
         raise
 

@@ -27,6 +27,8 @@ ONE_CARD_SPI_SUBMIT = Spi(0x16, 0x39)
 REQUEST_SPI = Spi(0x16, 0x00)
 PLATFORM_KEY_SET = 1
 GET_RESPONSE = bytes.fromhex("00C0000000")
+GET_CHALLENGE = bytes.fromhex("0084000004")
+SELECT = b"\x00\xa4"
 NO_MORE = "the counter of this keyset is at its end: give the card a new keyset"
 
 
@@ -164,6 +166,9 @@ class AirCard:
     messages and returns the user data that came back, in whatever order, until nothing more is expected. A packet
     without proof is sent again, the same one, ``tries`` times in all; then LineTimeout: whether it ran is not known.
     Whatever is sent and proven later ends that doubt, since the card then refuses the older counter.
+
+    Its first SELECT begins the keyset's context anew. Later ones follow a command in their script, since a script that
+    begins with SELECT ends the context with all security states (ota.md, Sessions).
     """
 
     atr = b""
@@ -179,11 +184,25 @@ class AirCard:
     ) -> None:
         self.key_set, self.next_counter, self.carry = key_set, next_counter, carry
         self.spi, self.tries = spi, tries
+        self._ahead: list[bytes] = []
+        self._begun = False
+
+    def ahead(self, before: Command) -> None:
+        """Let a command whose data nobody wants go ahead of the next one, in the same script.
+
+        When the card refuses it, the next command is not executed and gets its status word.
+        """
+        self._ahead.append(before._replace(le=None).encode())
 
     def transceive(self, command_apdu: bytes) -> bytes:
         """Run one command; data and status word. Raises LineTimeout, Refused at the counter's end."""
         parsed = Command.decode(command_apdu)
-        script = [command_apdu]
+        script = [*self._ahead, command_apdu]
+        self._ahead.clear()
+        if self._begun and script[0][:2] == SELECT:
+            script.insert(0, GET_CHALLENGE)
+        self._begun = True
+        wanted = len(script)
         if parsed.data and parsed.le is not None:
             script.append(GET_RESPONSE)
         reply = self.prove(command(self.key_set, self.next_counter(), script, self.spi))
@@ -192,7 +211,7 @@ class AirCard:
             raise LineTimeout(
                 f"the card ran the command, but its answer did not get through (status {reply.status:02X})"
             )
-        if len(script) == 2 and answer.executed == 2 and answer.sw == SW.CONDITIONS:
+        if answer.executed == wanted + 1 and answer.sw == SW.CONDITIONS:
             return SW.OK.to_bytes(2, "big")  # the command brought nothing to fetch
         sw = SW.OK if answer.sw >> 8 == 0x61 else answer.sw  # what nobody wanted stays there
         return answer.data + sw.to_bytes(2, "big")

@@ -67,7 +67,10 @@ class TransactionType(IntEnum):
 
 @unique
 class Purpose(IntEnum):
-    """What a key is for: purpose codes of profile.md; then the MF's keys, and what ties two cards of a pair."""
+    """What a key is for: purpose codes of profile.md; then the MF's keys, and what ties two cards of a pair.
+
+    Keysets over the air: OTA_* are the platform's (KVN 1), SLOT_* those of a slot (keys.md, Hierarchy).
+    """
 
     CONTROL = 0x01
     TERMINAL = 0x02
@@ -86,6 +89,12 @@ class Purpose(IntEnum):
     CARD_CONTROL = 0x0F
     CARD_MAINTENANCE = 0x10
     MOTHER_AUTH = 0x11
+    OTA_KIC = 0x12
+    OTA_KID = 0x13
+    OTA_KIK = 0x14
+    SLOT_KIC = 0x15
+    SLOT_KID = 0x16
+    SLOT_KIK = 0x17
 
 
 def crc8(data: bytes) -> int:

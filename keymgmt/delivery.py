@@ -12,7 +12,7 @@ from cardlib.iso7816 import MAC_SIZE
 from cardlib.profile import KeySpec, Purpose, load_profile
 from cardlib.sam import LOADED_USAGE
 from keymgmt.handle import KeyHandle, UseLog
-from keymgmt.keys import PLATFORM_PURPOSES, KeyRef, KeyState
+from keymgmt.keys import AIR_PURPOSES, PLATFORM_PURPOSES, KeyRef, KeyState
 from keymgmt.steps import ADD, Payload
 from keymgmt.store import KeyStore
 
@@ -25,7 +25,7 @@ SAM_PIN = KeySpec("sam pin", Purpose.PIN, 0x3A, (0,), "mf", "F0080333")
 CONTROLS = (Purpose.SLOT, Purpose.CONTROL, Purpose.SAM_CONTROL)
 """Keys that others are written under: the control byte of DELIVER KEY."""
 
-UNDELIVERED = PLATFORM_PURPOSES | {Purpose.SLOT, Purpose.SAM_CONTROL}
+UNDELIVERED = PLATFORM_PURPOSES | AIR_PURPOSES | {Purpose.SLOT, Purpose.SAM_CONTROL}
 """The platform's keys, and those that an enterprise only writes under."""
 
 
@@ -106,8 +106,8 @@ class StoreKeys:
         gone = {info.ref for info in infos if info.state is KeyState.DESTROYED}
         for info in infos:
             ref = info.ref._replace(enterprise_id=self.enterprise_id)
-            ours = info.ref.enterprise_id in (None, self.enterprise_id) and ref.purpose not in PLATFORM_PURPOSES
-            if ours and not gone & {info.ref, ref}:
+            ours = info.ref.enterprise_id in (None, self.enterprise_id)
+            if ours and ref.purpose not in PLATFORM_PURPOSES | AIR_PURPOSES and not gone & {info.ref, ref}:
                 key = self.store.handle(ref)
                 found[ref.purpose, ref.version] = KeyLine(ref.purpose, ref.version, key.algorithm, key.kcv, UNLIMITED)
         return [found[key] for key in sorted(found)]

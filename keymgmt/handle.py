@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Protocol, overload
 
 from cardlib.crypto import Algorithm, Key, SessionSeed, make_key
+from cardlib.crypto.packets import PacketKey
 from cardlib.errors import CryptoError, FormatError
 from keymgmt.keys import KeyRef
 
@@ -144,6 +145,10 @@ class KeyHandle:
         """
         child.count()
         return self._final().seal_key(header, child._key.for_writing())
+
+    def for_packets(self, algorithm: int) -> PacketKey:
+        """The key of one card as secured packets use it (ota.md §1). Raises CryptoError for a master key."""
+        return self._final().for_packets(algorithm)
 
     def count(self, uses: int = 1) -> None:
         """Tell the store of uses of a master key."""

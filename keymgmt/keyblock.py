@@ -33,7 +33,7 @@ from keymgmt.keys import KeyInfo, KeyRef
 if TYPE_CHECKING:
     from psec.tr31 import Header
 
-CRYPTOGRAMS, SECURE_MESSAGING, DYNAMIC_NUMBERS, PERSONALIZATION = "E0", "E2", "E4", "E5"
+CRYPTOGRAMS, CONFIDENTIALITY, SECURE_MESSAGING, DYNAMIC_NUMBERS, PERSONALIZATION = "E0", "E1", "E2", "E4", "E5"
 USAGES = {
     Purpose.CONTROL: PERSONALIZATION,
     Purpose.TERMINAL: DYNAMIC_NUMBERS,
@@ -51,6 +51,12 @@ USAGES = {
     Purpose.CARD_CONTROL: PERSONALIZATION,
     Purpose.CARD_MAINTENANCE: SECURE_MESSAGING,
     Purpose.MOTHER_AUTH: DYNAMIC_NUMBERS,
+    Purpose.OTA_KIC: CONFIDENTIALITY,
+    Purpose.OTA_KID: SECURE_MESSAGING,
+    Purpose.OTA_KIK: PERSONALIZATION,
+    Purpose.SLOT_KIC: CONFIDENTIALITY,
+    Purpose.SLOT_KID: SECURE_MESSAGING,
+    Purpose.SLOT_KIK: PERSONALIZATION,
 }
 """Key usage (X9.143 §6.3.2, EMV issuer master keys) of each purpose; what writes keys is "card personalization"."""
 DERIVES = "X"

@@ -29,8 +29,13 @@ TRANSITIONS = {
     KeyState.DESTROYED: (),
 }
 
-PLATFORM_PURPOSES = frozenset({Purpose.CARD_CONTROL, Purpose.CARD_MAINTENANCE, Purpose.MOTHER_AUTH})
-"""Keys of the MF, and of mother cards: diversified from the root by serial alone, no enterprise between."""
+AIR_PURPOSES = frozenset(p for p in Purpose if p >= Purpose.OTA_KIC)
+"""Keysets over the air: values of 16 bytes that secured packets use, in no card's key file."""
+PLATFORM_PURPOSES = frozenset(
+    {Purpose.CARD_CONTROL, Purpose.CARD_MAINTENANCE, Purpose.MOTHER_AUTH}
+    | {Purpose.OTA_KIC, Purpose.OTA_KID, Purpose.OTA_KIK}
+)
+"""Keys of the MF, of mother cards, and keyset 1 over the air: diversified from the root by serial alone."""
 
 
 class KeyRef(NamedTuple):

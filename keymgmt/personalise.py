@@ -22,6 +22,7 @@ from cardlib.iso7816 import (
     verify_pin,
     write_key_sealed,
 )
+from cardlib.ota import AirCard
 from cardlib.profile import (
     AccessRights,
     DayCounters,
@@ -144,7 +145,8 @@ def personalise(
     """
     plan.check()
     require_enterprise(station.keys, plan.enterprise_id)
-    require_card(card, plan.serial)
+    if not isinstance(card, AirCard):  # a slot's keyset reaches one slot of one card, and no MF
+        require_card(card, plan.serial)
     _select(card, plan)
     under = _under(card, plan, station)
     if under != (Purpose.CONTROL, plan.key_set):

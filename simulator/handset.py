@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from enum import Enum, auto, unique
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,112 @@ if TYPE_CHECKING:
     from cardlib.netport import NetPort
 
 WIDTH = 26
-BACK, LEAVE = "b", "q"
 TURN_S = 0.05
 """How long the centre waits for a client before it looks what else is due."""
 ODDS = click.FloatRange(0, 1)
-HINT = f"[number] choose   [Enter] OK   [{BACK}] back   [{LEAVE}] leave"
+BACK, LEAVE, HELP = "b", "q", "?"
+HINT = f"[number] choose   [Enter] OK   [{BACK}] back   [{HELP}] help   [{LEAVE}] leave"
+SHORT = 16
+"""Characters of a message that stand in the list of messages."""
+WORDS = {
+    "messages": ("信息", "Messages"), "empty": ("没有信息", "No messages"), "unread": ("新信息", "new:"),
+    "ok": ("确定", "OK"), "back": ("返回", "Back"), "help": ("帮助", "Help"), "off": ("关闭", "Off"),
+    "lengths": ("位", "characters"), "nowhere": ("无服务", "No service"),
+}  # fmt: skip
+
+
+@unique
+class Place(Enum):
+    """Where a phone is when its SIM shows nothing."""
+
+    HOME = auto()
+    MENU = auto()
+    INBOX = auto()
+    MESSAGE = auto()
+
+
+class Handset:
+    """What a person sees of a phone and does to it: home, the SIM's menu, messages. The SIM's own screens go first.
+
+    What a phone shows by itself are screens of kind 0.
+    """
+
+    def __init__(self, phone: Phone, place: Place = Place.HOME) -> None:
+        self.phone = phone
+        self.place = place
+        self._message = 0
+
+    def say(self, word: str) -> str:
+        """A word of the phone in its language."""
+        return WORDS[word][0 if self.phone.language == "zh" else 1]
+
+    @property
+    def is_home(self) -> bool:
+        """Whether there is nothing to go back from."""
+        return self.phone.screen is None and self.place is Place.HOME
+
+    @property
+    def status(self) -> str:
+        """The status line: signal, operator, how many messages were not read."""
+        phone = self.phone
+        bars = "▂▄▆█"[: phone.signal] or self.say("nowhere")
+        return f"{bars} {phone.operator}" + (f"  {self.say('unread')} {len(phone.unread)}" if phone.unread else "")
+
+    @property
+    def screen(self) -> Screen:
+        """What is shown now."""
+        phone = self.phone
+        if phone.screen is not None:
+            return phone.screen
+        if self.place is Place.MENU:
+            return Screen(0, phone.title, phone.menu, has_help=phone.menu_has_help)
+        if self.place is Place.MESSAGE:
+            return Screen(0, phone.inbox[self._message])
+        if self.place is Place.INBOX:
+            rows = [
+                f"{'*' if at in phone.unread else ' '} {' '.join(phone.inbox[at].split())[:SHORT]}"
+                for at in reversed(range(len(phone.inbox)))
+            ]
+            return Screen(0, self.say("messages" if rows else "empty"), dict(enumerate(rows, 1)))
+        return Screen(0, "", ({1: phone.title} if phone.menu else {}) | {2: self.say("messages")})
+
+    def press(self, key: int | str = "") -> None:
+        """Answer the screen: an item's number, what is typed, or nothing for OK. Raises ConfigError, StatusError."""
+        phone, items = self.phone, self.screen.items
+        if phone.screen is not None:
+            phone.press(key)
+        elif self.place is Place.MESSAGE or not items:
+            self.back()
+        elif key not in items:
+            raise ConfigError(f"{str(key)!r} is not on the screen: {', '.join(items.values())}")
+        elif self.place is Place.MENU:
+            phone.open(key)
+        elif self.place is Place.INBOX:
+            assert isinstance(key, int)
+            self.place, self._message = Place.MESSAGE, len(phone.inbox) - key
+            phone.unread.discard(self._message)
+        else:
+            self.place = Place.MENU if key == 1 else Place.INBOX
+
+    def help(self, item: int | None = None) -> None:
+        """Ask for help on the SIM's question, or on an entry of its menu. Raises ConfigError when there is none."""
+        if self.phone.screen is None and self.place is Place.MENU and item is not None:
+            self.phone.open(item, wants_help=True)
+        else:
+            self.phone.help()
+
+    def back(self) -> None:
+        """One screen back."""
+        if self.phone.screen is not None:
+            self.phone.back()
+        else:
+            self.place = Place.INBOX if self.place is Place.MESSAGE else Place.HOME
+
+    def leave(self) -> None:
+        """To the first screen, whatever is shown."""
+        if self.phone.screen is not None:
+            self.phone.leave()
+        self.place = Place.HOME
 
 
 @click.group(cls=Noun)
@@ -36,8 +138,9 @@ def command() -> None:
 @command.command("phone")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--language", type=click.Choice(["zh", "en"]), help="Make this the language of the SIM's menu.")
+@click.option("--lines", is_flag=True, help="Print lines and read lines, as is done anyway without a terminal.")
 @pass_session
-def hold(session: Session, file: Path, language: str | None) -> None:
+def hold(session: Session, file: Path, language: str | None, lines: bool) -> None:
     """Put the RFID-SIM of image FILE into a phone and use its menu. What it writes is kept in the file."""
     session.refuse_dry_run("a phone is used or not")
     sim = image.load(file)
@@ -48,50 +151,56 @@ def hold(session: Session, file: Path, language: str | None) -> None:
     phone.power_on()
     if language:
         phone.speak(language)
-    session.note(HINT)
-    use(phone)
+    if lines or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        session.note(HINT)
+        use(phone)
+        return
+    try:
+        from simulator.phonescreen import run  # noqa: PLC0415  # the extra "phone"
+    except ImportError as e:
+        raise ConfigError('a phone on the screen needs the extra "phone": install onecard[phone], or --lines') from e
+    run(Handset(phone))
 
 
 def use(phone: Phone) -> None:
-    """Show a screen, take a key, until the person leaves the menu or there are no more keys."""
+    """Print a screen, read a line of keys, until the person leaves the menu or there are no more lines."""
+    handset = Handset(phone, Place.MENU if phone.menu else Place.HOME)
     while True:
-        screen = phone.screen
-        click.echo("\n".join(drawn(screen or Screen(0, phone.title, phone.menu))))
+        screen = handset.screen
+        click.echo("\n".join(drawn(screen, handset.status)))
         try:
             key = pressed(screen)
         except (click.Abort, EOFError):
             return
+        word, _, rest = key.partition(" ")
         try:
-            if key in (BACK, LEAVE) and screen is None:
+            if key == LEAVE and phone.screen is None:
                 return
             if key == BACK:
-                phone.back()
+                handset.back()
             elif key == LEAVE:
-                phone.leave()
-            elif screen is None:
-                phone.open(_named(phone.menu, key))
+                handset.leave()
+            elif word == HELP:
+                handset.help(int(rest) if rest.isdecimal() else None)
             else:
-                phone.press(_named(dict(screen.items), key) if screen.items else key)
+                handset.press(int(key) if screen.items and key.isdecimal() else key)
         except ConfigError as e:
             click.echo(str(e))
 
 
-def pressed(screen: Screen | None) -> str:
+def pressed(screen: Screen) -> str:
     """One line of keys; what a field hides is not shown on a terminal."""
-    hidden = screen is not None and screen.hidden and sys.stdin.isatty()
+    hidden = screen.hidden and sys.stdin.isatty()
     text: str = click.prompt("", default="", show_default=False, prompt_suffix="> ", hide_input=hidden)
     return text.strip()
 
 
-def _named(items: dict[int, str], key: str) -> str:
-    """The text of an item whose number was typed; else what was typed."""
-    return items.get(int(key), key) if key.isascii() and key.isdigit() else key
-
-
-def drawn(screen: Screen) -> Iterator[str]:
+def drawn(screen: Screen, status: str) -> Iterator[str]:
     """The lines of a screen."""
     yield "=" * WIDTH
-    yield from screen.text.split("\n")
+    yield status
+    if screen.text:
+        yield from screen.text.split("\n")
     yield "-" * WIDTH
     for number, name in screen.items.items():
         yield f"{number} {name}"

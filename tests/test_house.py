@@ -33,6 +33,7 @@ HEAVY = {
     "pyroaring",
     "pytest",
     "hypothesis",
+    "textual",
 }
 LOCKS = ["requirements.lock", "requirements-pcsc.lock"]
 PEERS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests" / "peers").glob("*.lock"))]

@@ -13,12 +13,15 @@ import click
 
 from backoffice import cards, jobs, members
 from backoffice.cards import NewCard, State
+from backoffice.commands.air import need, way_options
+from backoffice.commands.air import server as air_server
 from backoffice.commands.base import changing, open_card, permitted
 from backoffice.commands.source import Source, key_source, pin
 from backoffice.database import PLATFORM
 from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Permission
+from backoffice.ota_server import issue as air_issue
 from backoffice.station import IssuingStation, Office
 from cardlib.errors import CheckFailed, ConfigError, Conflict, OutcomeUnknown, Refused
 from cardlib.iso7816 import pin_bytes, select
@@ -92,11 +95,14 @@ def _new_pin(session: Session) -> bytes:
 @platform_option
 @click.option("--issuing-sam", help="Reader of an issuing SAM: with it and a mother card no key store is needed.")
 @click.option("--key-set", type=click.IntRange(1, 255), help="Which, where the mother card holds several.")
+@click.option("--over-the-air", type=CARD, help="Serial of the washed SIM in the member's phone: by short messages.")
+@way_options
 @permitted(Permission.CARD_ISSUE)
 @key_source
 def issue(
-    session: Session, office: Installation, source: Source, member_number: str, kind: str, posted: bool,
-    platform_operator: str | None, issuing_sam: str | None, key_set: int | None,
+    session: Session, office: Installation, source: Source, /, member_number: str, kind: str, posted: bool,
+    platform_operator: str | None, issuing_sam: str | None, key_set: int | None, over_the_air: bytes | None,
+    **way: Any,  # noqa: ANN401  # options of the way
 ) -> None:  # fmt: skip
     """Make the card in --reader the card of MEMBER_NUMBER. Asks for the holder's PIN of 4 to 12 digits.
 
@@ -104,6 +110,11 @@ def issue(
     --issuing-sam keys come from the mother card alone, onto a card whose slot the platform has opened.
     """
     session.refuse_dry_run(NO_DRY_RUN)
+    if over_the_air is not None:
+        server = need(air_server(session, office, way, platform_operator))
+        pin, rid = _new_pin(session), session.request_id or None
+        _done(session, lambda: air_issue(server, office.operator, member_number, over_the_air, pin, request_id=rid))
+        return
     desk = _station(session, office, source, issuing_sam, key_set) or _desk(office, platform_operator)
     new = NewCard(open_card(session, office), _new_pin(session), posted, KINDS[kind])
     request_id = session.request_id or None

@@ -1,4 +1,4 @@
-"""``onecard ota``: packets over the air, for people who look for a fault."""
+"""``onecard ota``: jobs over the air, and packets for people who look for a fault."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 
 import click
 
+from backoffice import airqueue
+from backoffice.airqueue import KINDS, MONEY, AirState
+from backoffice.commands import air
+from backoffice.commands.air import way_options
+from backoffice.commands.base import changing, permitted
+from backoffice.installation import Installation
+from backoffice.operators import Permission
 from cardlib.crypto.packets import PacketAlgorithm, packet_key
 from cardlib.errors import ConfigError, FormatError
 from cardlib.tlv import find
 from cardlib.wire import scp80, sms
 from cardlib.wire.scp80 import Head, Integrity, Keys, PorStatus, SealedCommand, Spi
-from console import Hex, Noun, Session, pass_session
+from console import AMOUNT, Hex, Noun, Session, pass_session
 
 ALGORITHMS = {"aes": PacketAlgorithm.AES, "3des": PacketAlgorithm.TDES2, "3des3": PacketAlgorithm.TDES3}
 NO_DATA = frozenset((0xB0, 0xB2, 0x84, 0xC0, 0x5C, 0xCA, 0x12))
@@ -27,7 +34,7 @@ ENVELOPES = (b"\x80\xc2", b"\xa0\xc2")
 
 @click.group(cls=Noun)
 def command() -> None:
-    """Secured packets in short messages."""
+    """Jobs and secured packets in short messages."""
 
 
 @command.command()
@@ -224,3 +231,97 @@ def encode(
     lines += [f"user data  {one.hex().upper()}" for one in user_data]
     lines += [f"envelope   {one.hex().upper()}" for one in apdus]
     session.emit({"packet": packet, "user_data": user_data, "envelopes": apdus}, lines)
+
+
+# The queue -----------------------------------------------------------------------------------------------------------
+
+
+@command.command()
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("cards", nargs=-1, required=True, type=Hex(8))
+@click.option("--amount", type=AMOUNT, help="Yuan, for a recharge or a subsidy.")
+@click.option("--account", default="bank", show_default=True, help="Who paid for a recharge.")
+@permitted(Permission.CARD_SHOW)
+def queue(
+    session: Session, office: Installation, kind: str, cards: tuple[bytes, ...], amount: int | None, account: str
+) -> None:
+    """Queue a job over the air for CARDS (serials); `onecard ota send` sends it.
+
+    Each KIND asks for its own permission too: that of the command that does the same at a reader.
+    """
+    if (amount is None) == (kind in MONEY):
+        raise ConfigError(f"--amount goes with {' and '.join(MONEY)}, and only there")
+    arguments: dict[str, Any] = {} if amount is None else {"amount_fen": amount}
+    if kind == "recharge":
+        arguments["account"] = account
+    with changing(session, office.database) as tx:
+        made = [
+            airqueue.queue(
+                tx, office.operator, office.enterprise_id, kind, card, arguments,
+                f"{session.request_id}:{card.hex()}" if session.request_id else None,
+            )
+            for card in cards
+        ]  # fmt: skip
+    session.emit([air.row(job) for job in made])
+
+
+@command.command("send")
+@way_options
+@click.option("--limit", type=click.IntRange(0), default=0, help="At most so many jobs; 0: all that are due.")
+@click.option(
+    "--platform-operator", help="Opens and deletes slots, where platform and enterprise are one organisation."
+)
+@permitted(Permission.CARD_ISSUE)
+def send_command(
+    session: Session,
+    office: Installation,
+    /,
+    limit: int,
+    platform_operator: str | None,
+    **way: Any,  # noqa: ANN401  # options of the way
+) -> None:
+    """Send what is due, and wait for the proofs; what gets none is sent again by a later run.
+
+    Killed at any moment, the next run goes on: money moves exactly once.
+    """
+    session.refuse_dry_run("a message is sent or not: onecard ota status shows what is due")
+    server = air.need(air.server(session, office, way, platform_operator))
+    with office.database.read() as tx:
+        total = airqueue.due(tx, office.enterprise_id)
+    jobs = list(session.progress(server.run(limit), min(limit or total, total), "jobs"))
+    session.emit([air.row(job) for job in jobs])
+
+
+@command.command()
+@click.argument("job", default="")
+@click.option("--state", type=click.Choice([one.value for one in AirState]), help="Only jobs in this state.")
+@click.option("--card", type=Hex(8), help="Only jobs of this card.")
+@permitted(Permission.CARD_SHOW)
+def status(session: Session, office: Installation, job: str, state: str | None, card: bytes | None) -> None:
+    """Show JOB, or list jobs over the air with their state and what they wait for."""
+    with office.database.read() as tx:
+        if job:
+            session.emit(air.row(one := airqueue.get(tx, office.enterprise_id, job)) | {"outcome": one.outcome})
+            return
+        found = airqueue.listing(tx, office.enterprise_id, AirState(state) if state else None, card or b"")
+    session.emit([air.row(one) for one in found])
+
+
+@command.command()
+@click.argument("job")
+@permitted(Permission.CARD_SHOW)
+def retry(session: Session, office: Installation, job: str) -> None:
+    """Let JOB be sent anew at the next `onecard ota send`: one that failed, waits, or whose outcome is unknown."""
+    with changing(session, office.database) as tx:
+        made = airqueue.retry(tx, office.operator, office.enterprise_id, job)
+    session.emit(air.row(made))
+
+
+@command.command()
+@click.argument("job")
+@permitted(Permission.CARD_SHOW)
+def cancel(session: Session, office: Installation, job: str) -> None:
+    """Take JOB back, when its card was told nothing yet."""
+    with changing(session, office.database) as tx:
+        made = airqueue.cancel(tx, office.operator, office.enterprise_id, job)
+    session.emit(air.row(made))

@@ -8,14 +8,16 @@ from typing import Any
 
 import click
 
-from backoffice import ledger, subsidies, vouchers, wallet
-from backoffice.commands.base import Absent, act, open_card, permitted
+from backoffice import airqueue, ledger, subsidies, vouchers, wallet
+from backoffice.commands.air import OVER_THE_AIR, settle, way_options
+from backoffice.commands.air import server as air_server
+from backoffice.commands.base import Absent, act, changing, open_card, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Permission
 from backoffice.station import Office
-from cardlib.errors import OutcomeUnknown, Refused
+from cardlib.errors import ConfigError, OutcomeUnknown, Refused
 from cardlib.money import yuan
 from cardlib.profile import Purse
 from cardlib.transport import Transport
@@ -58,15 +60,39 @@ def _at_reader(session: Session, office: Installation, expected: bytes | None, a
 @click.argument("amount", type=AMOUNT)
 @click.option("--account", default=ledger.BANK, show_default=True, help="Who paid: bank, cash/DRAWER, vouchers.")
 @card_option
+@click.option("--over-the-air", is_flag=True, help=OVER_THE_AIR)
+@way_options
 @permitted(Permission.WALLET_RECHARGE)
-def recharge(session: Session, office: Installation, amount: int, account: str, card: bytes | None) -> None:
-    """Load AMOUNT (yuan) into the main purse of the card in --reader."""
+def recharge(
+    session: Session, office: Installation, /, amount: int, account: str, card: bytes | None, over_the_air: bool,
+    **way: Any,  # noqa: ANN401  # options of the way
+) -> None:  # fmt: skip
+    """Load AMOUNT (yuan) into the main purse of the card in --reader.
+
+    With --over-the-air --card SERIAL it is queued, and sent at once where --smpp or --phone says how.
+    """
+    if over_the_air:
+        _over_the_air(session, office, card, {"amount_fen": amount, "account": account}, way)
+        return
     request_id = session.request_id or None
 
     def act(desk: Office, chip: Transport, serial: bytes) -> Result:
         return wallet.recharge(desk, office.operator, chip, serial, amount, account=account, request_id=request_id)
 
     _at_reader(session, office, card, act)
+
+
+def _over_the_air(
+    session: Session, office: Installation, card: bytes | None, arguments: dict[str, Any], way: dict[str, Any]
+) -> None:
+    if card is None:
+        raise ConfigError("over the air a card is named: give --card SERIAL")
+    with changing(session, office.database) as tx:
+        job = airqueue.queue(
+            tx, office.operator, office.enterprise_id, "recharge", card, arguments, session.request_id or None
+        )
+    server = None if session.dry_run else air_server(session, office, way)
+    session.emit(settle(server.one(job.air_id) if server else job))
 
 
 @command.command()

@@ -10,9 +10,12 @@ from abc import ABC, abstractmethod
 from array import array
 from enum import IntEnum, unique
 from hmac import compare_digest
-from typing import ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from cardlib.errors import BadKcv, ConfigError, FormatError, MacMismatch
+
+if TYPE_CHECKING:
+    from cardlib.crypto.packets import PacketKey
 
 SessionSeed = bytes
 """8 bytes that, enciphered under a transaction key, give a session key (card.md §1.5)."""
@@ -146,6 +149,12 @@ class Key(HiddenValue, ABC):
     def seal_key(self, header: bytes, key: Key) -> bytes:
         """Seal a key record ``header || value`` without showing the value to the caller."""
         return self.seal(header + key._value)
+
+    def for_packets(self, algorithm: int) -> PacketKey:
+        """The same value as a key of secured packets (ota.md §1). Raises ConfigError where it does not fit."""
+        from cardlib.crypto.packets import packet_key  # noqa: PLC0415  # its keys are made of ours
+
+        return packet_key(algorithm, self._value)
 
     def unseal(self, sealed: bytes) -> bytes:
         """Inverse of :meth:`seal`. Raises FormatError when length byte or padding do not fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from enum import IntEnum, unique
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,22 @@ from simulator.files import UNBLOCKED, BinaryFile, Df, PurseFile, RecordFile
 from simulator.handlers import Refusal
 from simulator.uicc.domain import onecard_instances
 from simulator.uicc.files import EF_LANGUAGE, EF_PREFERRED
-from simulator.uicc.toolkit import Dialogue, ask_digits, choose, menu, send, show
+from simulator.uicc.toolkit import (
+    BACK,
+    ENDED,
+    HELP,
+    REFRESH,
+    Answer,
+    Command,
+    Dialogue,
+    ask_digits,
+    choose,
+    menu,
+    once,
+    refresh,
+    send,
+    show,
+)
 
 if TYPE_CHECKING:
     from simulator.uicc.face import Uicc
@@ -63,6 +79,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     "sent": ("请求已发送", "The request was sent"),
     "failed": ("发送失败，请稍后再试", "Not sent, try again later"),
     "closed": ("服务未开通", "The service is not available"),
+    "help CARD": ("显示卡号", "Shows the number of your card"),
+    "help BALANCES": ("显示各应用的余额", "Shows the balances of each application"),
+    "help TRANSACTIONS": ("显示各应用的最近五笔交易", "Shows the last five transactions of each application"),
+    "help APPLICATIONS": ("显示应用及其状态", "Shows the applications and their state"),
+    "help DELETE": ("请求删除应用，需要服务密码", "Asks to delete an application. You need your service password"),
+    "help LOSS": ("报告卡片丢失，需要服务密码", "Reports your card lost. You need your service password"),
 }
 
 
@@ -84,14 +106,25 @@ def say(face: Uicc, text: str) -> str:
 
 def set_up(face: Uicc) -> Dialogue:
     """SET UP MENU."""
+    face.toolkit.chinese = chinese(face)
     yield menu(say(face, "title"), {one: say(face, one.name) for one in Item})
 
 
-def selected(face: Uicc, number: int) -> Dialogue:
-    """What happens when the user chose an entry. Raises Refusal when there is none of that number."""
+def refreshed(face: Uicc, paths: list[bytes]) -> Dialogue:
+    """Have files read again that changed under the phone; a menu that stands there follows the language."""
+    if face.toolkit.supports(REFRESH):
+        yield refresh(paths)
+    if face.toolkit.chinese not in (None, chinese(face)):
+        yield from set_up(face)
+
+
+def selected(face: Uicc, number: int, *, wants_help: bool = False) -> Dialogue:
+    """What happens when the user chose an entry, or help on it. Raises Refusal when there is none of that number."""
     if number not in set(Item):
         raise Refusal(SW.DATA)
     item = Item(number)
+    if wants_help:
+        return once(show(say(face, f"help {item.name}")))
     if item in (Item.DELETE, Item.LOSS):
         return _request(face, item)
     return _pages(face, {
@@ -100,15 +133,22 @@ def selected(face: Uicc, number: int) -> Dialogue:
 
 
 def _pages(face: Uicc, text: str) -> Dialogue:
-    """A text, line by line, as many screens as it needs, until the user has had enough."""
-    page = ""
+    """A text, line by line, as many screens as it needs, forth and back, until the user has had enough."""
+    pages = [""]
     for line in (text or say(face, "empty")).split("\n"):
-        if page and len(page) + len(line) >= PAGE_CHARACTERS:
-            if not (yield show(page)).good:
-                return
-            page = ""
-        page += ("\n" if page else "") + line
-    yield show(page)
+        for part in (line[at : at + PAGE_CHARACTERS] for at in range(0, len(line), PAGE_CHARACTERS)):
+            if not pages[-1]:
+                pages[-1] = part
+            elif len(pages[-1]) + len(part) < PAGE_CHARACTERS:
+                pages[-1] += "\n" + part
+            else:
+                pages.append(part)
+    at = 0
+    while 0 <= at < len(pages):
+        answer = yield show(pages[at])
+        if not answer.good and answer.result != BACK:
+            return
+        at += 1 if answer.good else -1
 
 
 # What the card says -----------------------------------------------------------------------------------------------
@@ -181,24 +221,36 @@ def _applications(face: Uicc) -> str:
 # What the user asks for -------------------------------------------------------------------------------------------
 
 
+def _ask(face: Uicc, item: Item, question: Command) -> Generator[Command, Answer, Answer]:
+    """A question, asked again after each help."""
+    while (answer := (yield question)).result == HELP:
+        told = yield show(say(face, f"help {item.name}"))
+        if told.result == ENDED:
+            return told
+    return answer
+
+
 def _request(face: Uicc, item: Item) -> Dialogue:
     """Delete an application or report a loss: which one, the service password, a secured packet (ota.md)."""
     names = dict(enumerate(_names(face).items(), 1))
     if not names or face.toolkit.remote is None:
         yield show(say(face, "closed" if names else "empty"))
         return
-    chosen = 1
-    if len(names) > 1 or item is Item.DELETE:
-        answer = yield choose(
-            say(face, item.name), {number: name[:ITEM_CHARACTERS] for number, (_, name) in names.items()}
-        )
-        if not answer.good or answer.item not in names:
+    rows = {number: name[:ITEM_CHARACTERS] for number, (_, name) in names.items()}
+    has_choice = len(names) > 1 or item is Item.DELETE
+    answer, chosen = Answer(BACK), 1
+    while answer.result == BACK:
+        if has_choice:
+            answer = yield from _ask(face, item, choose(say(face, item.name), rows))
+            if not answer.good or answer.item not in names:
+                return
+            chosen = answer.item
+        answer = yield from _ask(face, item, ask_digits(say(face, "password"), *PASSWORD_DIGITS))
+        if answer.result == BACK and not has_choice:
             return
-        chosen = answer.item
-    df = names[chosen][0]
-    answer = yield ask_digits(say(face, "password"), *PASSWORD_DIGITS)
-    digits = answer.text
-    if not answer.good or not (digits.isascii() and digits.isdigit()):
+    df, digits = names[chosen][0], answer.text
+    lowest, highest = PASSWORD_DIGITS
+    if not answer.good or not (digits.isascii() and digits.isdigit() and lowest <= len(digits) <= highest):
         return
     packed = bytes.fromhex(digits + "F" * (len(digits) % 2))
     code = DELETE if item is Item.DELETE else REPORT_LOSS

@@ -18,8 +18,9 @@ from simulator.nvm import Nvm, Power
 from simulator.uicc.domain import ISD
 from simulator.uicc.face import CLASSES, GSM, INTERINDUSTRY, PROPRIETARY
 from simulator.uicc.memory import OtaKeySet
+from simulator.uicc.menu import refreshed
 from simulator.uicc.packets import GOES_ON, ONE_CARD_TAR, Executor, Packets, Target, algorithm_of
-from simulator.uicc.toolkit import REFRESH, once, refresh, send
+from simulator.uicc.toolkit import once, send
 
 if TYPE_CHECKING:
     from simulator.uicc.face import Channel, Uicc
@@ -189,9 +190,8 @@ class Manager:
 
     def finish(self) -> None:
         """After files were updated the phone is told to read them again."""
-        toolkit = self.face.toolkit
-        if self.changed and toolkit.supports(REFRESH):
-            toolkit.start(once(refresh(self.changed)), from_envelope=True)
+        if self.changed:
+            self.face.toolkit.start(refreshed(self.face, self.changed), from_envelope=True)
 
 
 def _put_keys(data: bytes, kik: PacketKey) -> Iterator[tuple[int, bytes]]:

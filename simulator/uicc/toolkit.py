@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 from cardlib.apdu import SW
 from cardlib.errors import FormatError
 from cardlib.tlv import Tlv
+from cardlib.wire.sms import decode_text as unpacked
 from simulator.handlers import Refusal
 
 if TYPE_CHECKING:
@@ -23,19 +24,25 @@ BUSY = 0x9300
 REFUSED, REFUSED_GSM, GSM_CLASS = 0x6200, 0x9E00, 0xA0
 """A packet without PoR that was refused, in both classes (ota.md §3)."""
 PENDING = 0x91
+NUMBER = 1
+"""Of every command: there is one at a time."""
 CARD, PHONE, DISPLAY, NETWORK, KEYPAD = 0x81, 0x82, 0x02, 0x83, 0x01
 REFRESH, SEND_SHORT_MESSAGE, DISPLAY_TEXT, GET_INPUT, SELECT_ITEM, SET_UP_MENU = 0x01, 0x13, 0x21, 0x23, 0x24, 0x25
 SUPPORT = {REFRESH: 23, SEND_SHORT_MESSAGE: 25, DISPLAY_TEXT: 16, GET_INPUT: 18, SELECT_ITEM: 24, SET_UP_MENU: 29}
 """Bit of TERMINAL PROFILE, counted from bit 1 of byte 1, which is 0 (TS 102 223 5.2)."""
 
+USERS = (DISPLAY_TEXT, GET_INPUT, SELECT_ITEM)
+"""Commands to the user, which a phone that can't do them is not given: the dialogue hears so at once."""
+
 DOWNLOAD, MENU_SELECTION = 0xD1, 0xD3
 KNOWN_ENVELOPES = range(0xD1, 0xE5)
 T_COMMAND, T_DEVICES, T_RESULT, T_ALPHA, T_ADDRESS, T_TPDU, T_TEXT = 0x81, 0x82, 0x83, 0x85, 0x86, 0x8B, 0x8D
-T_ITEM, T_ITEM_ID, T_LENGTHS, T_FILES = 0x8F, 0x90, 0x91, 0x92
+T_ITEM, T_ITEM_ID, T_LENGTHS, T_FILES, T_HELP = 0x8F, 0x90, 0x91, 0x92, 0x95
 COMPREHENSION = 0x80
-NEEDS_USER, HIGH_PRIORITY, UCS2_INPUT, HIDDEN = 0x80, 0x01, 0x02, 0x04
+NEEDS_USER, HIGH_PRIORITY, HIDDEN, HAS_HELP = 0x80, 0x01, 0x04, 0x80
 EIGHT_BIT, UCS2 = 0x04, 0x08
 OK_RESULTS = range(0x10)
+ENDED, BACK, HELP, BEYOND = 0x10, 0x11, 0x13, 0x30
 TEMPORARY_RESULTS = (0x20, 0x21)
 TRIES = 3
 PLAIN = frozenset(b" !\"#%&'()*+,-./0123456789:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\n")
@@ -51,8 +58,8 @@ class Command(NamedTuple):
     objects: bytes
 
     def encode(self) -> bytes:
-        """As FETCH brings it; commands are numbered 01."""
-        head = Tlv(T_COMMAND, bytes((1, self.kind, self.qualifier))) + Tlv(T_DEVICES, bytes((CARD, self.device)))
+        """As FETCH brings it."""
+        head = Tlv(T_COMMAND, bytes((NUMBER, self.kind, self.qualifier))) + Tlv(T_DEVICES, bytes((CARD, self.device)))
         return Tlv(0xD0, head + self.objects)
 
 
@@ -86,7 +93,7 @@ class Remote(Protocol):
 
 
 class Toolkit:
-    """The proactive side of one face. ``menu`` off: nothing is ever asked unasked."""
+    """The proactive side of one face. ``menu`` off: nothing is ever asked unasked. ``chinese``: its menu."""
 
     def __init__(self, face: Uicc) -> None:
         self.face = face
@@ -103,6 +110,7 @@ class Toolkit:
         self._command: Command | None = None
         self._fetched = False
         self._tries = 0
+        self.chinese: bool | None = None
 
     # What the card wants ----------------------------------------------------------------------------------------
 
@@ -126,17 +134,21 @@ class Toolkit:
     def _advance(self, answer: Answer | None) -> bool:
         """Give the running dialogue an answer (None begins it). Whether it has another command."""
         assert self._dialogue is not None
-        self._fetched, self._tries = False, 0
+        self._command, self._fetched, self._tries = None, False, 0
         try:
-            self._command = next(self._dialogue) if answer is None else self._dialogue.send(answer)
+            command = next(self._dialogue) if answer is None else self._dialogue.send(answer)
+            while command.kind in USERS and self.profile and not self.supports(command.kind):
+                command = self._dialogue.send(Answer(BEYOND))
         except StopIteration:
-            self._command = None
-        return self._command is not None
+            return False
+        self._command = command
+        return True
 
     @property
     def busy(self) -> bool:
         """Whether the consequences of an ENVELOPE are still under way."""
-        return self._command is not None and self._from_envelope
+        running = self._command is not None and self._from_envelope
+        return running or any(from_envelope for _, from_envelope in self._waiting)
 
     def announce(self, answer: bytes) -> bytes:
         """Tell that a command waits: 91xx instead of 9000."""
@@ -172,7 +184,8 @@ class Toolkit:
             raise Refusal(SW.CONDITIONS)
         objects = parse(data)
         result = objects.get(T_RESULT, b"")
-        if objects.get(T_COMMAND, b"")[:2] != bytes((1, command.kind)) or not result:
+        details = objects.get(T_COMMAND, b"")
+        if len(details) != 3 or details[:2] != bytes((NUMBER, command.kind)) or not result:
             raise Refusal(SW.DATA)
         if result[0] in TEMPORARY_RESULTS and self._tries < TRIES:
             self._fetched, self._tries = False, self._tries + 1
@@ -205,7 +218,7 @@ class Toolkit:
         item = objects.get(T_ITEM_ID, b"")
         if len(item) != 1:
             raise Refusal(SW.DATA)
-        self.start(selected(self.face, item[0]), from_envelope=True)
+        self.start(selected(self.face, item[0], wants_help=T_HELP in objects), from_envelope=True)
         return b"", SW.OK
 
 
@@ -241,8 +254,9 @@ def decode_text(coded: bytes) -> str:
         return raw.decode("utf-16-be", "replace")
     if kind == EIGHT_BIT:
         return raw.decode("latin-1")
-    bits = int.from_bytes(raw, "little")
-    return bytes(bits >> 7 * place & 0x7F for place in range(len(raw) * 8 // 7)).decode("latin-1")
+    text = unpacked(0, len(raw) * 8 // 7, raw, has_header=False)[1]
+    # Seven characters leave room for an eighth, which is no character (TS 23.038 6.1.2.2).
+    return text[:-1] if text.endswith(("@", "\r")) and len(raw) % 7 == 0 else text
 
 
 def items(title: str, names: dict[int, str]) -> bytes:
@@ -252,13 +266,13 @@ def items(title: str, names: dict[int, str]) -> bytes:
 
 
 def menu(title: str, names: dict[int, str]) -> Command:
-    """SET UP MENU."""
-    return Command(SET_UP_MENU, 0, PHONE, items(title, names))
+    """SET UP MENU, with help on each entry."""
+    return Command(SET_UP_MENU, HAS_HELP, PHONE, items(title, names))
 
 
 def choose(title: str, names: dict[int, str]) -> Command:
-    """SELECT ITEM."""
-    return Command(SELECT_ITEM, 0, PHONE, items(title, names))
+    """SELECT ITEM, with help."""
+    return Command(SELECT_ITEM, HAS_HELP, PHONE, items(title, names))
 
 
 def show(text: str) -> Command:
@@ -267,9 +281,9 @@ def show(text: str) -> Command:
 
 
 def ask_digits(prompt: str, lowest: int, highest: int) -> Command:
-    """GET INPUT of digits that are not shown."""
+    """GET INPUT of digits that are not shown, with help."""
     lengths = Tlv(T_LENGTHS, bytes((lowest, highest)))
-    return Command(GET_INPUT, HIDDEN, PHONE, Tlv(T_TEXT, coded(prompt)) + lengths)
+    return Command(GET_INPUT, HIDDEN | HAS_HELP, PHONE, Tlv(T_TEXT, coded(prompt)) + lengths)
 
 
 def send(tpdu: bytes, centre: bytes = b"") -> Command:

@@ -7,60 +7,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from backoffice import cards, ledger, wallet
-from backoffice.database import Database, Tx
 from backoffice.jobs import LEASE_MS, Result
 from cardlib import purse
 from cardlib.errors import Conflict
 from cardlib.profile import Purse
 from simulator.card import Card
+from tests.backoffice.crash import Dead, Guillotine
 from tests.backoffice.desk import Counter, World
 from tests.backoffice.kit import ADMIN
 
 ROOT = Path(__file__).parents[2]
-
-
-class Dead(BaseException):
-    """The process is gone."""
-
-
-class Guillotine:
-    """Lets a process die before or after the commit of its n-th write; from then on nothing is written."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.left = 0
-        self.after = False
-        self.dead = False
-        plain = Database.write
-
-        @contextmanager
-        def write(db: Database) -> Iterator[Tx]:
-            if self.dead:
-                raise Dead
-            self.left -= 1
-            with plain(db) as tx:
-                yield tx
-                if self.left == 0 and not self.after:
-                    self.dead = True
-                    raise Dead
-            if self.left == 0:
-                self.dead = True
-                raise Dead
-
-        monkeypatch.setattr(Database, "write", write)
-
-    def arm(self, write: int, after: bool) -> None:
-        self.left, self.after, self.dead = write, after, False
-
-    def disarm(self) -> bool:
-        """Whether the process died."""
-        died, self.dead, self.left = self.dead, False, 0
-        return died
 
 
 def survive(world: World, guillotine: Guillotine, chips: list[Card], work: Callable[[], object]) -> int:

@@ -126,6 +126,9 @@ def test_updating_refreshes(phone: Phone) -> None:
     assert phone.run("00A40004022F05", "00B0000004") == b"enzh"
     phone.run("00A40004022FE2", "00D60000020000", sw=0x6982)
     assert phone.asked == [0x01]
+    phone.asked.clear()
+    phone.run("00A40004026F05", "00D6000004656E7A68", tar=USIM)
+    assert phone.asked == [0x01, 0x25], "the menu follows the language"
 
 
 def test_only_files_are_managed(phone: Phone) -> None:

@@ -12,13 +12,14 @@ import cli
 from cardlib.errors import ConfigError, StatusError
 from cardlib.profile import CardKind, aid, make_serial
 from cardlib.tlv import Tlv
+from cardlib.wire.sms import pack
 from console import Session
 from simulator import image
 from simulator.files import BLOCKED, Df
 from simulator.phone import PROFILE, Phone
 from simulator.sim import Sim
 from simulator.uicc.memory import OtaKeySet
-from simulator.uicc.toolkit import alpha, coded, decode_text, once, parse, refresh, send
+from simulator.uicc.toolkit import Answer, Command, Dialogue, alpha, coded, decode_text, once, parse, refresh, send
 from tests.secretwatch import register
 from tests.simulator.uicc_desk import Phone as Desk
 
@@ -264,11 +265,14 @@ def test_phone_in_a_persons_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "sim.img"
     sim, _ = made("食堂", "Campus")
     image.save(sim, file)
-    keys = "9\n2\n\n5\n2\nb\nq\n"
+    keys = "9\n2\n\n5\n2\nb\n?\n\nq\n1\n? 2\n\nb\n2\n\nq\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(keys))
     cli.run(["sim", "phone", str(file), "--language", "en"], Session())
     shown = capsys.readouterr().out
-    for text in ("2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)"):
+    for text in (
+        "2 Balances", "Main purse 12.34", "'9' is not on the screen", "Service password", "(4-8)", "Asks to delete",
+        "Shows the balances", "2 Messages", "No messages",
+    ):  # fmt: skip
         assert text in shown, text
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     cli.run(["sim", "phone", str(file)], Session())
@@ -288,6 +292,192 @@ def test_text_coding() -> None:
     assert coded("a") == b"\x04a"
     assert coded("@") == b"\x08\0@"
     assert decode_text(bytes.fromhex("00D4F29C0E")) == "Test"
+    assert decode_text(b"\0" + pack(b"1234567")) == "1234567"
+    assert decode_text(b"\0" + pack(b"12345678")) == "12345678"
+    assert decode_text(b"\0" + pack(b"1234567\r")) == "1234567"
     assert decode_text(bytes.fromhex("084F59")) == "余"
     assert decode_text(b"") == ""
     assert parse(bytes.fromhex("030100") + bytes.fromhex("830120")) == {0x83: b"\0"}
+
+
+TEMPORARY = (0x20, 0x21)
+FAILED = (0x10, 0x12, 0x14, 0x20, 0x21, 0x22, 0x26, 0x30, 0x31, 0x32, 0x34, 0x35, 0x36, 0x37, 0x38, 0x39, 0x3A, 0x3C)
+
+
+@pytest.mark.parametrize("keys", [(), ("Campus",)], ids=["list", "field"])
+@pytest.mark.parametrize("result", FAILED, ids="{:02X}".format)
+def test_question_that_is_not_answered(result: int, keys: tuple[str, ...]) -> None:
+    """Ended, timed out, busy, impossible: the request ends, nothing is sent, and the menu works as before."""
+    sim, phone = made("食堂", "Campus")
+    remote = sim.phone.toolkit.remote = Remote()
+    phone.open("挂失")
+    for key in keys:
+        phone.press(key)
+    for _ in range(4 if result in TEMPORARY else 1):
+        assert phone.screen is not None
+        phone.respond(result)
+    assert phone.screen is None
+    assert not remote.requests
+    assert phone.choose("卡片信息").startswith("卡号")
+    assert phone.choose("挂失", "Campus", PASSWORD) == "请求已发送"
+
+
+@pytest.mark.parametrize("result", range(0x10), ids="{:02X}".format)
+def test_what_was_done_with_a_remark(result: int) -> None:
+    """Results 00 to 0F are successes: a choice, a text read, a message sent."""
+    sim, phone = made("食堂")
+    sim.phone.toolkit.remote = Remote()
+    phone.open("删除应用")
+    phone.respond(result, Tlv(0x90, b"\x01"))
+    phone.respond(result, Tlv(0x0D, coded(PASSWORD)))
+    assert len(phone.outbox) == 2
+    assert phone.shown == ["请求已发送"]
+    phone.respond(result)
+    assert phone.screen is None
+
+
+def test_one_screen_back() -> None:
+    """Back leads from the field to the list, from there to the menu; in a long text one page back."""
+    sim, phone = made("食堂", "Campus")
+    sim.phone.toolkit.remote = Remote()
+    first = phone.open("挂失")
+    phone.press("Campus")
+    phone.back()
+    assert phone.screen == first
+    phone.press("食堂")
+    phone.back()
+    phone.back()
+    assert phone.screen is None
+    _, phone = made("食堂")
+    phone.open("挂失")
+    phone.back()
+    assert phone.screen is None
+    _, phone = made(*[f"食堂{n}号楼" for n in range(8)])
+    first = phone.open("余额")
+    assert phone.press() != first
+    phone.back()
+    assert phone.screen == first
+    phone.back()
+    assert phone.screen is None
+
+
+def test_help() -> None:
+    """Help is there on each entry, in both languages, and on each question, which is asked again afterwards."""
+    sim, phone = made("食堂", "Campus")
+    remote = sim.phone.toolkit.remote = Remote()
+    assert phone.menu_has_help
+    for language in ("zh", "en"):
+        phone.speak(language)
+        texts = set()
+        for entry in phone.menu.values():
+            screen = phone.open(entry, wants_help=True)
+            assert screen is not None
+            assert screen.text.isascii() == (language == "en")
+            texts.add(screen.text)
+            assert phone.press() is None
+        assert len(texts) == 6
+    screen = phone.open("Report loss")
+    for key in ("Campus", PASSWORD):
+        told = phone.help()
+        assert told is not None
+        assert "password" in told.text
+        assert phone.press() == screen
+        screen = phone.press(key)
+    assert len(remote.requests) == 1
+    with pytest.raises(ConfigError, match="no help"):
+        phone.help()
+    phone.press()
+    phone.open("Report loss")
+    phone.help()
+    phone.leave()
+    assert phone.screen is None
+    asked = phone.open("Report loss")
+    phone.help()
+    phone.back()
+    assert phone.screen == asked
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "", "00" * 12, "810302210082028281830100", "810301230082028281830100", "8102012182028281830100",
+        "81030121008202828183", "8103012100820282818300", "810301210082028281", "82028281830100", "FF",
+    ],
+)  # fmt: skip
+def test_wrong_terminal_response(answer: str) -> None:
+    """An answer that does not fit is refused, and the command waits for the right one."""
+    sim, phone = made("食堂")
+    phone.open("余额")
+    desk = Desk(sim.phone)
+    assert desk.raw(f"80140000{len(answer) // 2:02X}{answer}")[:2] in ("6A", "67")
+    assert desk.raw("80F2000C") == "9000"
+    phone.press()
+    assert phone.choose("余额").startswith("食堂")
+
+
+@pytest.mark.parametrize("digits", ["", "123", "123456789", "12a45", "１２３４", "12345\n"])
+def test_wrong_digits_go_nowhere(digits: str) -> None:
+    """A phone that lets other things pass than 4 to 8 digits has nothing sent."""
+    sim, phone = made("食堂")
+    remote = sim.phone.toolkit.remote = Remote()
+    phone.open("挂失")
+    phone.respond(0, Tlv(0x8D, coded(digits)))
+    assert phone.screen is None
+    assert not remote.requests
+
+
+def test_one_envelope_at_a_time() -> None:
+    """One is outstanding from its ENVELOPE on, also while it waits behind the menu; nothing piles up."""
+    sim, _ = made("食堂")
+    sim.phone.reset()
+    phone = Phone(sim.phone)
+    sim.phone.toolkit.remote = Remote()
+    desk = Desk(sim.phone)
+    assert desk.raw("8010000009" + PROFILE.hex())[:2] == "91"
+    selection = "80C20000" + "09D30782020181900102"
+    assert desk.raw(selection)[:2] == "91"
+    assert desk.raw(selection) == "9300"
+    assert desk.raw("80C20000" + "0BD109820283818B03400100") == "9300"
+    phone._command(bytes.fromhex("80F2000C"))
+    assert phone.menu
+    assert phone.screen is not None
+    assert phone.screen.text.startswith("食堂")
+    phone.press()
+    assert desk.raw("80C20000" + "0BD109820283818B03400100") == "9000"
+
+
+def test_phone_that_can_do_little() -> None:
+    """What the phone did not say it can is not asked of it: the dialogue ends as if it had refused."""
+    sim, _ = made("食堂")
+    remote = sim.phone.toolkit.remote = Remote()
+    for byte, bit, entry in ((2, 0, "余额"), (2, 2, "挂失"), (3, 0, "删除应用")):
+        profile = bytearray(PROFILE)
+        profile[byte] &= ~(1 << bit)
+        phone = Phone(sim.phone, profile=bytes(profile))
+        phone.power_on()
+        assert phone.open(entry) is None
+        assert not remote.requests
+
+
+def test_commands_that_a_phone_can_not_do() -> None:
+    """Our phone says what is wrong: type unknown, values missing, no signal, message refused."""
+    sim, phone = made()
+    heard: list[Answer] = []
+
+    def dialogue(*commands: Command) -> Dialogue:
+        for command in commands:
+            heard.append((yield command))  # noqa: PERF401  # a generator expression can not yield
+
+    phone.signal = 0
+    empty = [Command(kind, 0, 0x82, b"") for kind in (0x40, 0x21, 0x23, 0x24, 0x13, 0x25)]
+    sim.phone.toolkit.start(dialogue(*empty, send(b"\x01\x02")))
+    phone._command(bytes.fromhex("80F2000C"))
+    assert [answer.result for answer in heard] == [0x31, 0x36, 0x36, 0x36, 0x36, 0x36, 0x35]
+    assert not phone.outbox
+
+
+def test_long_line_is_split() -> None:
+    """A name longer than a screen is shown in pieces that fit one FETCH."""
+    _, phone = made("食" * 42)
+    assert phone.choose("应用列表").count("食") == 42
+    assert "".join(phone.choose("余额").split("\n")).count("食") == 42

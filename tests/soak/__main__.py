@@ -1,4 +1,4 @@
-"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning | --air]``: random days, keys, lines, networks.
+"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning | --air | --purse]``: days, keys, lines, networks.
 
 The first that does not add up is told with its seed.
 """
@@ -12,7 +12,11 @@ import time
 from argparse import ArgumentParser
 from pathlib import Path
 
+import pytest
+
 from cardlib.errors import OneCardError
+from tests.backoffice.air import AirWorld, air_faults
+from tests.backoffice.crash import Guillotine
 from tests.cardlib.test_air_purse import faults
 from tests.soak.day import Day
 from tests.soak.rotation import Rotation
@@ -34,13 +38,29 @@ def _provisioning() -> int:
     return 0
 
 
-def _air(start: int, seeds: int) -> int:
-    """Recharge over the air through a network that loses, repeats, delays and reorders."""
+def _purse(start: int, seeds: int) -> int:
+    """The purse's protocols over scripts, through a network that loses, repeats, delays and reorders."""
     for seed in range(start, start + seeds):
         if found := faults(seed):
             sys.stdout.write(f"seed {seed} over the air FAILED: {'; '.join(found)}\n")
             return 8
-    sys.stdout.write(f"{seeds} seeds over the air, each recharge exactly once\n")
+    sys.stdout.write(f"{seeds} seeds of the purse over the air, each recharge exactly once\n")
+    return 0
+
+
+def _air(seeds: int, start: int) -> int:
+    """Recharge a SIM over the air once a seed, whatever goes wrong; a new world each 100 seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        guillotine = Guillotine(patch)
+        for first in range(start, start + seeds, 100):
+            with tempfile.TemporaryDirectory() as folder:
+                world = AirWorld(Path(folder))
+                faults = air_faults(world, guillotine, range(first, min(first + 100, start + seeds)))
+                world.close()
+            if faults:
+                sys.stdout.write(f"seeds from {first} FAILED: {faults}\n")
+                return 8
+    sys.stdout.write(f"{seeds} recharges over the air, each exactly once\n")
     return 0
 
 
@@ -52,10 +72,13 @@ def main() -> int:
     parser.add_argument("--acts", type=int, default=60)
     parser.add_argument("--rotation", action="store_true", help="rotate the keys of 20 people instead of a day")
     parser.add_argument("--provisioning", action="store_true", help="cut a terminal's provisioning at every byte")
-    parser.add_argument("--air", action="store_true", help="recharge over a network that loses and repeats")
+    parser.add_argument("--air", action="store_true", help="recharge a SIM over the air with everything going wrong")
+    parser.add_argument("--purse", action="store_true", help="the purse over a network that loses and repeats")
     options = parser.parse_args()
     if options.air:
-        return _air(options.start, options.seeds)
+        return _air(options.seeds, options.start)
+    if options.purse:
+        return _purse(options.start, options.seeds)
     if options.provisioning:
         return _provisioning()
     began = time.monotonic()

@@ -1,0 +1,111 @@
+"""Recharge over the air by the server: exactly once, whatever is lost, repeated, late, reset or killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backoffice import airqueue, members, ota_server, wallet
+from backoffice.airqueue import AirJob, AirState
+from cardlib.errors import Refused
+from cardlib.iso7816 import read_binary
+from cardlib.profile import AccessRights, Purse, load_profile
+from cardlib.purse import identify, open_application
+from tests.backoffice.air import AirWorld, air_faults
+from tests.backoffice.crash import Guillotine
+from tests.backoffice.desk import PIN
+from tests.backoffice.kit import ADMIN, ENTERPRISE
+
+HOUR_MS = 3_600_000
+
+
+def queue(world: AirWorld, serial: bytes, fen: int, request_id: str | None = None) -> AirJob:
+    with world.db.write() as tx:
+        arguments = {"amount_fen": fen, "account": "bank"}
+        return airqueue.queue(tx, ADMIN, ENTERPRISE, "recharge", serial, arguments, request_id)
+
+
+def states(world: AirWorld) -> list[AirState]:
+    with world.db.read() as tx:
+        return [job.state for job in airqueue.listing(tx, ENTERPRISE)]
+
+
+def test_three_scripts(tmp_path: Path) -> None:
+    """A recharge over the air is proven after three messages and booked as one at the reader is."""
+    world = AirWorld(tmp_path)
+    sim, serial = world.issued_sim()
+    queue(world, serial, 12_00)
+    [job] = world.server().run()
+    assert (job.state, job.attempts, job.outcome["balance_fen"]) == (AirState.PROVEN, 1, 12_00), job
+    assert world.network.sent == 3
+    assert world.on_card(sim) == {Purse.MAIN: 12_00, Purse.SUBSIDY: 0}
+    assert world.books() == {f"card/{serial.hex()}/main": 12_00, "bank": -12_00}
+    world.agrees()
+    world.close()
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Messages lost, doubled, late and reordered, the SIM reset, the server killed: each recharge happens once."""
+    world = AirWorld(tmp_path)
+    assert air_faults(world, Guillotine(monkeypatch), range(50 * block, 50 * block + 50)) == ""
+    assert set(states(world)) == {AirState.PROVEN}
+    world.close()
+
+
+def send(world: AirWorld, kind: str, serial: bytes, arguments: dict[str, Any] | None = None) -> AirJob:
+    """Queue one job and do it."""
+    with world.db.write() as tx:
+        airqueue.queue(tx, ADMIN, ENTERPRISE, kind, serial, arguments or {})
+    [job] = world.server().run()
+    return job
+
+
+def test_block_and_unblock(tmp_path: Path) -> None:
+    """A blocked application refuses every terminal until it is unblocked; each twice is once."""
+    world = AirWorld(tmp_path)
+    sim, serial = world.issued_sim()
+    for kind, blocked in (("block", True), ("block", True), ("unblock", False), ("unblock", False)):
+        job = send(world, kind, serial)
+        assert (job.state, job.outcome) == (AirState.PROVEN, {"blocked": blocked}), job
+        sim.reset()
+        assert identify(sim, ENTERPRISE).blocked is blocked
+    world.close()
+
+
+def test_rights_and_holder(tmp_path: Path) -> None:
+    """What the books say of a member now stands on his card afterwards."""
+    world = AirWorld(tmp_path)
+    sim, serial = world.issued_sim()
+    with world.db.write() as tx:
+        members.change(tx, ADMIN, ENTERPRISE, members.get(tx, ENTERPRISE, "M001")._replace(groups=0x21))
+    assert send(world, "rights", serial).state is AirState.PROVEN
+    sim.reset()
+    open_application(sim, world.office.host(), ENTERPRISE, world.random_bytes)
+    access = AccessRights.decode(read_binary(sim, load_profile().file("access").fid))
+    assert int.from_bytes(access.groups, "big") == 0x21
+    world.close()
+
+
+def test_issue_and_delete(tmp_path: Path) -> None:
+    """A washed SIM becomes a card by short messages alone, is recharged, and deleted only when its purses are empty."""
+    world = AirWorld(tmp_path)
+    sim, serial = world.washed_sim()
+    member = world.member(1)
+    outcome = ota_server.issue(world.server(), ADMIN, member, serial, PIN)
+    assert outcome["state"] == "active"
+    assert send(world, "recharge", serial, {"amount_fen": 5_00, "account": "bank"}).state is AirState.PROVEN
+    assert world.on_card(sim)[Purse.MAIN] == 5_00
+    job = send(world, "delete", serial)
+    assert (job.state, "holds 5.00" in job.trouble) == (AirState.FAILED, True)
+    wallet.refund(world.office, ADMIN, sim, serial, 5_00)
+    before = world.network.sent
+    assert send(world, "delete", serial).state is AirState.PROVEN
+    assert world.network.sent - before == 2
+    sim.reset()
+    with pytest.raises(Refused):
+        identify(sim, ENTERPRISE)
+    assert 2 not in sim.phone.memory.ota.value
+    world.close()
