@@ -41,6 +41,8 @@ VALID_S = 86_400.0
 MOST_VALID_S = 7 * 86_400.0
 QUEUE = 100_000
 """Messages that the centre keeps."""
+TEXTS = 10_000
+"""Texts of which phones have a part and wait for others; the oldest are forgotten."""
 SYSTEM = "onecard-smsc"
 UDHI = 0x40
 _BUSY = 0x9300
@@ -238,6 +240,8 @@ class Centre:
         if len(parts) == concat.total:
             del self._texts[key]
             phone.receive("".join(parts[n] for n in sorted(parts)))
+        elif len(self._texts) > TEXTS:
+            del self._texts[next(iter(self._texts))]
 
     # Clients ----------------------------------------------------------------------------------------------------------
 

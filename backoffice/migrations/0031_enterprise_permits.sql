@@ -10,7 +10,7 @@ CREATE TABLE load_permit (
     card_serial BLOB NOT NULL CHECK (length(card_serial) = 8),
     purse BIGINT NOT NULL CHECK (purse IN (1, 2)),
     amount_fen BIGINT NOT NULL CHECK (amount_fen > 0),
-    upto_fen BIGINT,
+    upto_fen BIGINT CHECK (upto_fen >= 0),
     account TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('allowed', 'held', 'done', 'released')),
     card_seq BIGINT,

@@ -101,8 +101,8 @@ class Pdu:
     body: bytes = field(default=b"", repr=False)  # a bind has a password in it
 
     def encode(self) -> bytes:
-        """The bytes on the line. Raises FormatError."""
-        if not 0 <= self.sequence <= MAX_SEQUENCE or len(self.body) > MAX_PDU - HEADER:
+        """The bytes on the line. Raises FormatError. An answer repeats any sequence, also one that should not be."""
+        if not 0 <= self.sequence < 1 << 32 or len(self.body) > MAX_PDU - HEADER:
             raise FormatError("SMPP: this PDU can't be sent")
         words = (HEADER + len(self.body), self.command, self.status, self.sequence)
         return b"".join(word.to_bytes(4, "big") for word in words) + self.body

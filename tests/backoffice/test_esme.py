@@ -179,7 +179,8 @@ def test_silence_is_asked_about() -> None:
     assert asked.command is Command.ENQUIRE_LINK
     script.say(Command.ENQUIRE_LINK_RESP, asked.sequence)
     script.say(Command.ENQUIRE_LINK, 77)
-    assert script.heard() == [Pdu(Command.ENQUIRE_LINK_RESP, 0, 77)]
+    script.say(Command.ENQUIRE_LINK, 0xFFFF_FFFF)  # some centres number like this
+    assert script.heard() == [Pdu(Command.ENQUIRE_LINK_RESP, 0, 77), Pdu(Command.ENQUIRE_LINK_RESP, 0, 0xFFFF_FFFF)]
     assert script.esme.bound
 
 
