@@ -43,6 +43,10 @@ READERS = "onecard.readers"
 """Entry points of others' readers: a scheme names a module with ``connect`` and perhaps ``watch`` (test-rigs.md)."""
 
 
+def _no_phones(path: Path) -> Any:  # noqa: ANN401  # never comes back
+    raise ConfigError(f"{path}: there are no simulated phones here")
+
+
 @dataclass
 class Session:
     """One invocation: the global options and the ways to the outside."""
@@ -61,7 +65,7 @@ class Session:
     trace_file: Path | None = None
     log_level: str = "warning"
     watchers: Mapping[str, Callable[[str], Watcher]] = field(default_factory=dict)
-    phones: Callable[[Path], Any] = lambda path: _no_phones(path)
+    phones: Callable[[Path], Any] = _no_phones
     """Simulated phones as a way for short messages (``simulator.post``)."""
     _open: list[Closable] = field(default_factory=list)
 
@@ -183,10 +187,6 @@ class Session:
         """Close all that was opened."""
         while self._open:
             self._open.pop().close()
-
-
-def _no_phones(path: Path) -> Any:  # noqa: ANN401  # never comes back
-    raise ConfigError(f"{path}: there are no simulated phones here")
 
 
 def _plug_ins(scheme: str | None = None) -> Iterable[Any]:

@@ -1,4 +1,4 @@
-"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning | --air]``: random days, rotations of keys, cut lines.
+"""``script/soak [--seeds N] [--start S] [--rotation | --provisioning | --air]``: random days, rotations, cut lines.
 
 The first that does not add up is told with its seed.
 """
