@@ -76,6 +76,14 @@ class SmppCarrier:
         if not self._taken.issuperset(keys):
             raise TransportError(f"no message could be sent: {self._esme.trouble or 'the message centre is silent'}")
 
+    def text(self, number: str, text: str) -> None:
+        """Send a text for the holder, best effort."""
+        self._count += 1
+        for at, part in enumerate(sms.encode_text(text, self._count & 0xFF)):
+            header = UDHI if part.has_header else 0
+            message = Message(self._sender, Address(number), sms.to_centre(part), header, 0, part.dcs)
+            self._esme.submit(f"{self._count}/{at}", message)
+
     def poll(self) -> None:
         """Do what is due on the line."""
         self._esme.poll()

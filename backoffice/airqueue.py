@@ -30,6 +30,7 @@ S = AirState
 KINDS = {
     "recharge": Permission.WALLET_RECHARGE,
     "subsidy": Permission.WALLET_SUBSIDY,
+    "refund": Permission.WALLET_REFUND,
     "block": Permission.CARD_LOSE,
     "unblock": Permission.CARD_UNLOCK,
     "rights": Permission.MEMBER_CHANGE,
@@ -37,7 +38,7 @@ KINDS = {
     "delete": Permission.CARD_CANCEL,
 }
 """What can be sent, and who may want it."""
-MONEY = ("recharge", "subsidy")
+MONEY = ("recharge", "subsidy", "refund")
 """Kinds whose outcome the desk's journal tells; the others say the same again until it is proven."""
 OPEN = "state IN ('queued', 'sent', 'unknown')"
 

@@ -6,11 +6,12 @@ that is killed leaves an entry that the next one takes over, and a counter on di
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from backoffice import airkeys, cards, chips, jobs, members, wallet
+from backoffice import airkeys, airmenu, cards, chips, jobs, members, wallet
 from backoffice.airkeys import AirKeys
 from backoffice.airqueue import MONEY, OPEN, AirJob, AirState, get, inner_id, write
 from backoffice.cards import NewCard
@@ -57,6 +58,15 @@ class Carrier(Protocol):
         Raises TransportError when they could not be sent.
         """
 
+    requests: deque[tuple[str, bytes]]
+    """Number and user data of what a SIM sent by itself (ota.md, From the SIM menu)."""
+
+    def poll(self) -> None:
+        """Take what came by itself."""
+
+    def text(self, number: str, text: str) -> None:
+        """Send a text for the holder, best effort."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -85,6 +95,18 @@ class Server:
         while (not limit or done < limit) and (taken := self._take()) is not None:
             yield self._do(*taken)
             done += 1
+
+    def answer(self) -> int:
+        """Do what holders asked from their menus; how many had an answer. A repeated or foreign one gets none."""
+        self.carrier.poll()
+        answered = 0
+        while self.carrier.requests:
+            number, user_data = self.carrier.requests.popleft()
+            text = airmenu.take(self.office, number, user_data)
+            if text is not None:
+                self.carrier.text(number, text)
+                answered += 1
+        return answered
 
     def one(self, air_id: str) -> AirJob:
         """Do what is due until one job is proven, failed, or has to wait; as it stands then."""
@@ -241,6 +263,13 @@ def _recharge(task: _Task) -> Result:
     )  # fmt: skip
 
 
+def _refund(task: _Task) -> Result:
+    amount_fen = task.job.arguments["amount_fen"]
+    return wallet.refund(
+        task.office, task.operator, task.slot_card(), task.serial, amount_fen, request_id=task.request_id
+    )
+
+
 def _subsidise(task: _Task) -> Result:
     amount_fen = task.job.arguments["amount_fen"]
     return wallet.subsidise(
@@ -289,6 +318,9 @@ def _delete(task: _Task) -> Result:
     """
     office = task.office
     actor = _platform_operator(office)
+    with office.platform.read() as tx:
+        if not any(one.enterprise_id == office.enterprise_id for one in chips.slots(tx, task.serial)):
+            return _deleted(task)  # an earlier try got that far
     with office.db.read() as tx:
         left = cards.unsettled(tx, office.enterprise_id, task.serial)
     if left:
@@ -303,12 +335,22 @@ def _delete(task: _Task) -> Result:
             raise
     with office.platform.write() as tx:
         chips.slot_closed(tx, actor, task.serial, office.enterprise_id)
+        if not chips.slots(tx, task.serial):
+            chips.release_number(tx, task.serial, task.operator.name)
+    return _deleted(task)
+
+
+def _deleted(task: _Task) -> Result:
+    enterprise_id = task.office.enterprise_id
+    with task.office.db.write() as tx:
+        cards.transition(tx, enterprise_id, task.serial, cards.State.CANCELLED, task.operator.name, "deleted")
     return {"deleted": True}
 
 
 ACTS: dict[str, Callable[[_Task], Result]] = {
     "recharge": _recharge,
     "subsidy": _subsidise,
+    "refund": _refund,
     "block": _block,
     "unblock": _unblock,
     "rights": _rights,

@@ -138,8 +138,9 @@ def _day(story: Story, folder: Path, seed: int, progress: Callable[[Any, int, st
 @click.command("demo", cls=LeafCommand)
 @click.option("--seed", default=1, show_default=True, help="Everything random comes from it.")
 @click.option("--terminals", is_flag=True, help="A morning at five terminals, each a process on a line of its own.")
+@click.option("--over-the-air", is_flag=True, help="A SIM that only short messages touch, from the factory to its end.")
 @pass_session
-def command(session: Session, seed: int, *, terminals: bool) -> None:
+def command(session: Session, seed: int, *, terminals: bool, over_the_air: bool) -> None:
     """A company of 50 people for one day on the simulator: cards, lunch, loss, settlement, and a proof.
 
     With --terminals: one terminal of each kind is brought into service over its line, works, is collected, settled.
@@ -153,10 +154,15 @@ def command(session: Session, seed: int, *, terminals: bool) -> None:
             from simulator.morning import Morning  # noqa: PLC0415  # the day alone needs no processes
 
             Morning(folder, story, seed).tell()
+        elif over_the_air:
+            from simulator.airday import tell  # noqa: PLC0415  # only for this story
+
+            tell(folder, story, seed)
         else:
             _day(story, folder, seed, session.progress)
     story.facts["seconds"] = round(time.perf_counter() - began, 1)
     if session.json:
         session.emit(story.facts)
     else:
-        click.echo(f"\n{'One morning' if terminals else 'One day'} in {story.facts['seconds']} s.")
+        what = "One morning" if terminals else "One SIM" if over_the_air else "One day"
+        click.echo(f"\n{what} in {story.facts['seconds']} s.")

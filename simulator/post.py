@@ -43,6 +43,12 @@ class Post:
         phone.outbox.clear()
         return answers
 
+    def text(self, number: str, text: str) -> None:
+        """Bring a text for the holder."""
+        phone = self.phones.get(number) or self.phones.get("")
+        if phone is not None:
+            phone.receive(text)
+
     def poll(self) -> None:
         """Take what the SIMs sent by themselves."""
         for number in self.phones:

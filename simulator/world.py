@@ -12,6 +12,9 @@ from random import Random
 from typing import NamedTuple
 
 from backoffice import (
+    airkeys,
+    airmenu,
+    airqueue,
     audit,
     blacklists,
     cards,
@@ -19,32 +22,41 @@ from backoffice import (
     journals,
     ledger,
     members,
+    ota_server,
     reconcile,
     registry,
     settlement,
     wallet,
 )
+from backoffice.airqueue import AirJob, AirState
 from backoffice.cards import NewCard
 from backoffice.database import PLATFORM
 from backoffice.enterprises import Application, subscribe
 from backoffice.installation import Installation
 from backoffice.jobs import Result
 from backoffice.operators import Credential
+from backoffice.ota_server import Server
 from backoffice.registry import TerminalKind
 from backoffice.station import Office
 from cardlib.crypto import make_key
+from cardlib.crypto.packets import PacketAlgorithm, packet_key
 from cardlib.crypto.sealing import Argon2Params
-from cardlib.errors import OneCardError, OutcomeUnknown, TransportError
+from cardlib.errors import CheckFailed, OneCardError, OutcomeUnknown, TransportError
 from cardlib.iso7816 import pin_bytes
 from cardlib.profile import CardKind, Purse
 from cardlib.sam import CardSam
 from keymgmt.handle import KeyHandle
 from keymgmt.samload import SamKind, SamPlan, make_sam
 from keymgmt.steps import MemorySteps
+from keymgmt.wash import WashPlan, wash
 from simulator.card import Card
 from simulator.files import Df, PurseFile
+from simulator.phone import Phone
+from simulator.post import Post
 from simulator.rig import EXPIRY, START, TRANSPORT_KEY, OneSam
 from simulator.sam import SamCard
+from simulator.sim import Sim
+from simulator.uicc.memory import OtaKeySet
 from terminals.config import Kind, TerminalConfig
 from terminals.journal import Journal
 from terminals.lists import TerminalLists
@@ -383,6 +395,70 @@ class Company:
         except OneCardError as e:
             faults.append(str(e))
         return events
+
+
+class AirCompany(Company):
+    """A company whose cards are SIMs in phones: after the factory nothing touches them but short messages."""
+
+    def factory(self, member: str) -> Phone:
+        """Wash a SIM, give it the platform's keyset, and put it into the member's phone."""
+        sim = Sim.vendor_fresh(TRANSPORT_KEY, self.random.randbytes)
+        office = self.office()
+        serial = office.next_serial(CardKind.RFID_SIM)
+        initial = KeyHandle(make_key(TRANSPORT_KEY), "vendor")
+        wash(sim, WashPlan("factory", serial, 1, START, office.card_version, initial), office.store, MemorySteps())
+        with self.system.platform.write() as tx:
+            chips.register(tx, self.platform_admin, serial, wash_version=1)
+        keys = airkeys.of_platform(self.system.platform, office.store, serial)
+        carried = packet_key(PacketAlgorithm.AES, self.random.randbytes(16))  # between office and factory
+        kic, kid, kik = (carried.unwrap(carried.wrap(key)) for key in keys.all)
+        cell = sim.phone.memory.ota
+        cell.value = {**cell.value, keys.key_set.number: OtaKeySet("aes", kic, kid, 0, kik)}
+        sim.reset()
+        phone = Phone(sim.phone)
+        phone.power_on()
+        self.chips[member], self.washed[member] = sim, serial
+        self.post.phones = {**self.post.phones, self._number(member): phone}
+        return phone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.post = Post({})
+        self.washed: dict[str, bytes] = {}
+
+    def _number(self, member: str) -> str:
+        with self.system.database.read() as tx:
+            return members.get(tx, ENTERPRISE, member).phone_number
+
+    def server(self) -> Server:
+        """The server over the air, as a fresh process has it."""
+        return Server(self.office(), self.post)
+
+    def issue_by_air(self, member: str) -> Result:
+        """Slot, keyset and application by short messages."""
+        return ota_server.issue(self.server(), self.admin, member, self.washed[member], pin_bytes(PIN))
+
+    def by_air(self, kind: str, member: str, amount_fen: int = 0) -> AirJob:
+        """Queue one job and do what is due; the job as it ended. Raises CheckFailed when it is not proven."""
+        given: dict[str, int | str] = {"amount_fen": amount_fen} | ({"account": "bank"} if kind == "recharge" else {})
+        serial = self.serial(member)
+        with self.system.database.write() as tx:
+            job = airqueue.queue(tx, self.admin, ENTERPRISE, kind, serial, given)
+        return self.proven(job.air_id)
+
+    def proven(self, air_id: str = "") -> AirJob:
+        """Do what is due; one job of it, or the last. Raises CheckFailed when it is not proven."""
+        done = {job.air_id: job for job in self.server().run()}
+        job = done.get(air_id) or list(done.values())[-1]
+        if job.state is not AirState.PROVEN:
+            raise CheckFailed(f"{job.kind} over the air is {job.state}: {job.trouble}")
+        return job
+
+    def set_service_password(self, member: str, digits: str) -> None:
+        """What a member tells the office in person."""
+        credential = airmenu.credential_of(digits, self.random.randbytes, QUICK)
+        with self.system.database.write() as tx:
+            airmenu.set_password(tx, self.admin, ENTERPRISE, member, credential)
 
 
 ACCOUNTS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +13,19 @@ import click
 from backoffice.aircarrier import Pace, SmppCarrier
 from backoffice.airqueue import AirJob, AirState
 from backoffice.installation import Installation
-from backoffice.ota_server import Server
+from backoffice.ota_server import Carrier, Server
 from cardlib.errors import CheckFailed, ConfigError, OutcomeUnknown
 from cardlib.netport import NetPort, parse_address
 from cardlib.wire.smpp import Bind
 from console import Session
 
+FOLLOW_S = 1.0
+"""How often new jobs are looked for."""
 OVER_THE_AIR = "By short messages to the holder's phone instead of a card in --reader."
 
 
-class Way(Protocol):
+class Way(Carrier, Protocol):
     """A carrier that is let go at the end."""
-
-    def carry(self, number: str, user_data: list[bytes]) -> Iterable[bytes]:
-        """See ``backoffice.ota_server.Carrier``."""
 
     def close(self) -> None:
         """Let it go."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from backoffice import members
-from backoffice.commands.base import act, act_outside, digest, permitted
+from backoffice import airmenu, members
+from backoffice.commands.base import act, act_outside, changing, digest, permitted
 from backoffice.database import Tx
 from backoffice.installation import Installation
 from backoffice.members import Member
@@ -143,3 +143,14 @@ def sample(session: Session, office: Installation) -> None:
     """Show where the sample spreadsheet of 50 members is."""
     path = members.sample()
     session.emit({"file": path, "enterprise": office.scope}, str(path))
+
+
+@command.command("service-password")
+@click.argument("member_number")
+@permitted(Permission.MEMBER_CHANGE)
+def service_password(session: Session, office: Installation, member_number: str) -> None:
+    """Give MEMBER_NUMBER the service password of 4 to 12 digits by which he acts from the SIM's menu."""
+    credential = airmenu.credential_of(session.secret("service password", new=True), office.random_bytes)
+    with changing(session, office.database) as tx:
+        airmenu.set_password(tx, office.operator, office.enterprise_id, member_number, credential)
+    session.emit({"member": member_number, "service_password": "set"})

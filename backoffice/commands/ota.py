@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -271,12 +272,14 @@ def queue(
 @click.option(
     "--platform-operator", help="Opens and deletes slots, where platform and enterprise are one organisation."
 )
+@click.option("--follow", is_flag=True, help="Go on with what comes: jobs, and requests from the SIM menu.")
 @permitted(Permission.CARD_ISSUE)
 def send_command(
     session: Session,
     office: Installation,
     /,
     limit: int,
+    follow: bool,
     platform_operator: str | None,
     **way: Any,  # noqa: ANN401  # options of the way
 ) -> None:
@@ -288,8 +291,16 @@ def send_command(
     server = air.need(air.server(session, office, way, platform_operator))
     with office.database.read() as tx:
         total = airqueue.due(tx, office.enterprise_id)
+    asked = server.answer()
     jobs = list(session.progress(server.run(limit), min(limit or total, total), "jobs"))
     session.emit([air.row(job) for job in jobs])
+    if asked:
+        session.note(f"{asked} request(s) from SIM menus answered")
+    while follow:
+        time.sleep(air.FOLLOW_S)
+        server.answer()
+        for job in server.run():
+            session.emit([air.row(job)])
 
 
 @command.command()

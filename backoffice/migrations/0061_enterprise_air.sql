@@ -31,3 +31,13 @@ CREATE TABLE air_password (
     at_ms BIGINT NOT NULL,
     PRIMARY KEY (enterprise_id, number, attempt_id)
 );
+
+-- By which a member proves himself from the SIM's menu: Argon2id.
+CREATE TABLE service_password (
+    enterprise_id BIGINT NOT NULL,
+    member_number TEXT NOT NULL,
+    salt BLOB NOT NULL CHECK (length(salt) = 16),
+    verifier BLOB NOT NULL,
+    changed_ms BIGINT NOT NULL,
+    PRIMARY KEY (enterprise_id, member_number)
+);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import date
@@ -36,6 +37,8 @@ class Network:
     def __init__(self, seed: int = 0, rate: float = 0.0) -> None:
         self.random, self.rate = Random(seed), rate
         self.phones: dict[str, Phone] = {}
+        self.requests: deque[tuple[str, bytes]] = deque()
+        self.texts: list[str] = []
         self.late: list[tuple[str, bytes]] = []
         self.back: list[bytes] = []
         self.sent = 0
@@ -57,6 +60,17 @@ class Network:
         if self._bad():
             self.random.shuffle(arriving)
         return arriving
+
+    def poll(self) -> None:
+        """See ``backoffice.ota_server.Carrier``."""
+        for number, phone in self.phones.items():
+            self.requests += [(number, sms.Submit.decode(tpdu).user_data) for tpdu in phone.outbox]
+            phone.outbox.clear()
+
+    def text(self, number: str, text: str) -> None:
+        """See ``backoffice.ota_server.Carrier``."""
+        assert number in self.phones
+        self.texts.append(text)
 
     def _may_die(self) -> None:
         """The server is killed before a message left, or before its answer came."""

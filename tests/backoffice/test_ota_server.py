@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backoffice import airqueue, members, ota_server, wallet
+from backoffice import airmenu, airqueue, cards, members, ota_server, wallet
 from backoffice.airqueue import AirJob, AirState
 from cardlib.errors import Refused
 from cardlib.iso7816 import read_binary
@@ -16,7 +16,8 @@ from cardlib.purse import identify, open_application
 from tests.backoffice.air import AirWorld, air_faults
 from tests.backoffice.crash import Guillotine
 from tests.backoffice.desk import PIN
-from tests.backoffice.kit import ADMIN, ENTERPRISE
+from tests.backoffice.kit import ADMIN, CHEAP, ENTERPRISE
+from tests.secretwatch import register
 
 HOUR_MS = 3_600_000
 
@@ -108,4 +109,60 @@ def test_issue_and_delete(tmp_path: Path) -> None:
     with pytest.raises(Refused):
         identify(sim, ENTERPRISE)
     assert 2 not in sim.phone.memory.ota.value
+    world.close()
+
+
+PASSWORD = "729046"
+register(PASSWORD, "a service password")
+
+
+def ask(world: AirWorld, entry: str, password: str) -> str:
+    """The holder chooses an entry of the menu; what the office says."""
+    phone = world.network.phones["13800000001"]
+    phone.choose(entry, *(["ONECARD"] if entry == "删除应用" else []), password)
+    world.network.texts.clear()
+    assert world.server().answer() == 1
+    return world.network.texts[-1]
+
+
+def test_from_the_menu(tmp_path: Path) -> None:
+    """Loss and deletion from the menu need the service password; five wrong ones close the way for a day."""
+    world = AirWorld(tmp_path)
+    _, serial = world.issued_sim()
+    assert ask(world, "挂失", PASSWORD) == airmenu.REFUSED  # none was set yet
+    credential = airmenu.credential_of(PASSWORD, world.random_bytes, CHEAP)
+    with world.db.write() as tx:
+        airmenu.set_password(tx, ADMIN, ENTERPRISE, "M001", credential)
+    queue(world, serial, 3_00)
+    assert [job.state for job in world.server().run()] == [AirState.PROVEN]
+    assert "holds 3.00" in ask(world, "删除应用", PASSWORD)
+    assert ask(world, "挂失", PASSWORD) == airmenu.LOST
+    assert world.state(serial)[0] == "lost"
+    assert [job.kind for job in world.server().run()] == ["block"]
+    cards.unlock(world.office, ADMIN, serial, "found")
+    assert [job.kind for job in world.server().run()] == ["unblock"]
+    for _ in range(4):
+        assert ask(world, "挂失", "111111") == airmenu.REFUSED
+    assert ask(world, "挂失", PASSWORD) == airmenu.REFUSED
+    world.now += airmenu.WINDOW_MS
+    assert send(world, "refund", serial, {"amount_fen": 3_00}).state is AirState.PROVEN
+    assert ask(world, "删除应用", PASSWORD) == airmenu.DELETING
+    assert [(job.kind, job.state) for job in world.server().run()] == [("delete", AirState.PROVEN)]
+    assert world.state(serial)[0] == "cancelled"
+    world.close()
+
+
+def test_a_recorded_request_does_nothing(tmp_path: Path) -> None:
+    """The menu's counter only grows: what was heard once is heard no more, nor is another number's."""
+    world = AirWorld(tmp_path)
+    world.issued_sim()
+    phone = world.network.phones["13800000001"]
+    phone.choose("挂失", "111111")
+    world.network.poll()
+    [(number, recorded)] = world.network.requests
+    assert airmenu.take(world.office, number, recorded) == airmenu.REFUSED
+    assert airmenu.take(world.office, number, recorded) is None
+    assert airmenu.take(world.office, "13800000002", recorded) is None
+    for cut in range(len(recorded)):
+        assert airmenu.take(world.office, number, recorded[:cut]) is None
     world.close()

@@ -33,6 +33,7 @@ SECRETS = {
     "AUTHENTICATION_PIN": "864200",
     "BATCH_KEY": "70" * 32,
     "HOLDER_PIN": "135790",
+    "SERVICE_PASSWORD": "864209",
 }
 ENTERPRISE = 5
 SERIAL, TERMINAL = "0201000000000785", "310000000101"
@@ -58,6 +59,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "card issue-batch": ["b1", "--pin-sheet", "pins"],
     "card show": [SERIAL],
     "ota queue": ["block", SERIAL],
+    "member service-password": ["M1"],
     "ota retry": ["x"],
     "ota cancel": ["x"],
     "card lose": [SERIAL],
