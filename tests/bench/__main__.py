@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from tests.bench import adms, cards, keys, link, osdp, ota, program, readers, stations, terminals
+from tests.bench import adms, air, cards, keys, link, osdp, ota, program, readers, stations, terminals
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "start": program.start,
     "link": link.link,
     "adms": adms.figures,
+    "air": air.recharges,
     "ota": ota.packets,
 }
 
