@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from backoffice import airmenu, airqueue, cards, members, ota_server, wallet
+from backoffice.aircarrier import Pace, SmppCarrier
 from backoffice.airqueue import AirJob, AirState
-from cardlib.errors import Refused
+from backoffice.ota_server import LAST_RETRY_MS, Server
+from cardlib.errors import Conflict, Refused
 from cardlib.iso7816 import read_binary
 from cardlib.profile import AccessRights, Purse, load_profile
 from cardlib.purse import identify, open_application
+from simulator.smsc import NO_FAULTS, Centre, Faults
 from tests.backoffice.air import AirWorld, air_faults
 from tests.backoffice.crash import Guillotine
 from tests.backoffice.desk import PIN
 from tests.backoffice.kit import ADMIN, CHEAP, ENTERPRISE
 from tests.secretwatch import register
+from tests.simulator.smscrig import BIND, Clock, End
+from tests.simulator.smscrig import PASSWORD as PASSWORD_SMPP
 
 HOUR_MS = 3_600_000
 
@@ -165,4 +171,68 @@ def test_a_recorded_request_does_nothing(tmp_path: Path) -> None:
     assert airmenu.take(world.office, "13800000002", recorded) is None
     for cut in range(len(recorded)):
         assert airmenu.take(world.office, number, recorded[:cut]) is None
+    world.close()
+
+
+@pytest.mark.parametrize("faults", [NO_FAULTS, Faults(loss=0.1, twice=0.2, slowest_s=20.0)])
+def test_by_a_message_centre(tmp_path: Path, faults: Faults) -> None:
+    """By SMPP and a centre that loses, doubles, delays: proven, once; the menu's request comes back that way."""
+    world = AirWorld(tmp_path)
+    sim, serial = world.issued_sim()
+    clock, random = Clock(), Random(5)
+    centre = Centre({BIND.system_id: PASSWORD_SMPP}, clock, faults, seed=5)
+    phone = world.network.phones["13800000001"]
+    centre.register("13800000001", phone)
+
+    def connect() -> End:
+        ours, theirs = End.pair(random)
+        centre.attach(theirs)
+        return ours
+
+    def sleep(seconds: float) -> None:
+        clock.now_s += 10 * seconds
+        centre.poll()
+
+    pace = Pace(2.0, clock, sleep)
+    server = Server(world.office, SmppCarrier(connect, BIND, "10690000", clock, sleep), attempts=99, pace=pace)
+    for number in range(3):
+        queue(world, serial, 1_00 + number)
+    while set(states(world)) != {AirState.PROVEN}:
+        list(server.run())
+        world.now += LAST_RETRY_MS
+    assert world.on_card(sim)[Purse.MAIN] == 3_03
+    world.agrees()
+    phone.choose("挂失", "111111")
+    answered = 0
+    for _ in range(2000):
+        sleep(0.1)
+        answered += server.answer()
+    assert (answered, phone.inbox[:1]) == (1, [airmenu.REFUSED]) or faults is not NO_FAULTS
+    server.carrier.close()  # type: ignore[attr-defined]  # of this carrier
+    world.close()
+
+
+def test_a_dead_line_ends(tmp_path: Path) -> None:
+    """A phone that never answers: tried as often as allowed, then failed with nothing moved; a retry begins anew."""
+    world = AirWorld(tmp_path)
+    sim, serial = world.issued_sim()
+    made = queue(world, serial, 7_00)
+    deliver, world.network.carry = world.network.carry, lambda *_: []  # type: ignore[method-assign]  # silence
+    for attempt in range(1, 4):
+        [job] = world.server(attempts=3).run()
+        assert job.attempts == attempt
+        assert list(world.server(attempts=3).run()) == []  # it waits
+        world.now += LAST_RETRY_MS
+    assert job.state is AirState.FAILED
+    assert "no proof" in job.trouble
+    world.network.carry = deliver  # type: ignore[method-assign]  # the phone is back
+    with world.db.write() as tx:
+        again = airqueue.retry(tx, ADMIN, ENTERPRISE, made.air_id)
+        waits = airqueue.queue(tx, ADMIN, ENTERPRISE, "block", serial, {})
+        assert airqueue.cancel(tx, ADMIN, ENTERPRISE, waits.air_id).state is AirState.CANCELLED
+    assert [(one.air_id, one.state) for one in world.server().run()] == [(again.air_id, AirState.PROVEN)]
+    with world.db.write() as tx, pytest.raises(Conflict):
+        airqueue.cancel(tx, ADMIN, ENTERPRISE, again.air_id)
+    assert world.on_card(sim)[Purse.MAIN] == 7_00
+    world.agrees()
     world.close()
