@@ -106,7 +106,7 @@ def identify(card: Transport, enterprise_id: int) -> CardSession:
     """SELECT the enterprise's application and read who the card says it is; nothing is proven yet.
 
     A temporarily blocked application gives a session too (``blocked``): only its last proofs can be asked for.
-    Raises Refused ``no_application``, ``card_blocked``, ``illegal_card``; FormatError when 0015 is malformed.
+    Raises Refused ``no_application``, ``card_blocked``, ``foreign_enterprise``; FormatError when 0015 is malformed.
     """
     answer = send(card, Command(0x00, 0xA4, 0x04, 0x00, aid(enterprise_id), 0))
     if answer.sw == SW.FILE_NOT_FOUND:
@@ -124,7 +124,7 @@ def identify(card: Transport, enterprise_id: int) -> CardSession:
         raw = read_binary(card, 0x0015)
     info = PublicInfo.decode(raw)
     if info.issuer != issuer_id(enterprise_id):
-        raise Refused("illegal_card", f"the application names another issuer than enterprise {enterprise_id}")
+        raise Refused("foreign_enterprise", f"the application names another issuer than enterprise {enterprise_id}")
     return CardSession(enterprise_id, info, None, blocked)
 
 

@@ -38,12 +38,11 @@ from cardlib.iso7816 import (
     update_record,
     verify_pin,
 )
-from cardlib.profile import DayCounters, Purpose, aid, load_profile
+from cardlib.profile import DayCounters, Purpose, load_profile
 from cardlib.purse import CardSession, MoneyRequest, identify, open_application, recover
 from cardlib.records import Outcome, Transaction, local_when
 from cardlib.sam import Host, Sam
 from cardlib.transport import Transport
-from keymgmt.slot import directory
 from terminals.journal import Job, JobState, Journal, LegState
 from terminals.policy import Facts, Operation, counted, decide, local_time, uncounted
 from terminals.prices import counting_day
@@ -352,8 +351,6 @@ class Terminal:
         except Refused as e:
             if e.reason == Reason.APPLICATION_BLOCKED.code:
                 self._close_blocked(card, sam)
-            if e.reason == Reason.NO_APPLICATION.code and _is_neighbours(card):
-                raise Reason.FOREIGN_ENTERPRISE.refusal() from None
             raise
         if office is None:
             return session
@@ -571,14 +568,6 @@ class Terminal:
     def receipt(self, job: Job, *, recovered: bool = False) -> Receipt:
         """What the journal says of an ended job."""
         return Receipt(job, tuple(self.journal.transaction(leg) for leg in job.committed), recovered)
-
-
-def _is_neighbours(card: Transport) -> bool:
-    """Whether a card without our application has another enterprise's: its DIR says so to anybody (profile.md)."""
-    try:
-        return any(name[:-4] == aid(1)[:-4] for name in directory(card))
-    except (StatusError, FormatError, NotFound):
-        return False
 
 
 def _half(job: Job) -> str:

@@ -39,7 +39,7 @@ from simulator.world import QUICK
 from tests.keymgmt.rig import count_steps, cut
 from tests.secretwatch import register
 
-BATCH_KEY = bytes(range(0x20, 0x40))
+BATCH_KEY = bytes.fromhex("7AC3915E0D42F8B61937D5E82C60A4FB84EE21975BD30F6C48B29A1DC7F65382")
 TYPED_KEY = bytes.fromhex("909192939495969798999A9B9C9D9E9F")
 WRONG_KEY = bytes.fromhex("808182838485868788898A8B8C8D8E8F")
 ENTERPRISE = 1001

@@ -220,7 +220,7 @@ def test_other_cards_are_refused_with_their_reason() -> None:
     cases = {
         "6A82": "no_application",
         "6A81": "card_blocked",
-        fci(replace(info, issuer=issuer_id(8)).encode(), "9000").hex(): "illegal_card",
+        fci(replace(info, issuer=issuer_id(8)).encode(), "9000").hex(): "foreign_enterprise",
         fci(info.encode(), "6A81").hex(): "application_blocked",
         "6F0F840D" + aid(ENTERPRISE).hex() + "6A81": "application_blocked",
     }

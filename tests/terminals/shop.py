@@ -180,8 +180,8 @@ class Shop:
         self.journal = self._open()
         self.terminal = self._terminal()
 
-    def new_card(self, sequence: int = 1, subsidy_fen: int = 0, main_fen: int = 0) -> Card:
-        """A card of the enterprise with its serial, filled."""
+    def new_card(self, sequence: int = 1, subsidy_fen: int = 0, main_fen: int = 0, *, issuer: int = ENTERPRISE) -> Card:
+        """A card of the enterprise with its serial, filled; ``issuer`` is who it says that it is of."""
         serial = make_serial(CardKind.CPU_CARD, 1, sequence)
         card = Card.blank(self.random.randbytes)
         make_application(card, lambda purpose, version, _: self.card_key(purpose, version, serial), 1, self.algorithm)

@@ -172,7 +172,7 @@ def test_strangers(site: Site, tmp_path: Path) -> None:
     other = site.enterprise.neighbour(tmp_path, 2002)
     with pytest.raises(Refused) as refused:
         site.show(other.new_card())
-    assert refused.value.reason == "foreign_enterprise"
+    assert refused.value.reason == "no_application"
     assert site.shut(1)
 
 

@@ -95,7 +95,7 @@ OUTSIDE_POLICY = {
     Reason.NO_APPLICATION, Reason.ILLEGAL_CARD, Reason.CARD_REFUSED, Reason.CARD_BLOCKED,
     Reason.APPLICATION_BLOCKED, Reason.SAM_FAULT, Reason.KEY_VERSION, Reason.KEYS_CHANGING,
     Reason.STORAGE_FULL, Reason.NO_OPERATOR, Reason.HOST_UNREACHABLE, Reason.HOST_REFUSED, Reason.COUNTER_FULL,
-    Reason.PIN_WRONG, Reason.PIN_LOCKED,
+    Reason.PIN_WRONG, Reason.PIN_LOCKED, Reason.DOOR_AWAY, Reason.VOID_BALANCE,
 }  # fmt: skip
 """Reasons that come from the card, the disk or the host; the terminals' tests meet each of them."""
 

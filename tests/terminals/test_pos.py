@@ -195,7 +195,7 @@ def dead(card: Card) -> Transport:
 CARDS: list[tuple[str, Callable[[Shop, Card], Transport | None]]] = [
     ("not_yet_valid", lambda s, c: rewrite(s, c, start=date(2026, 9, 22))),
     ("expired", lambda s, c: rewrite(s, c, expiry=date(2026, 9, 20))),
-    ("illegal_card", lambda s, c: rewrite(s, c, issuer=issuer_id(8))),
+    ("foreign_enterprise", lambda s, c: rewrite(s, c, issuer=issuer_id(8))),
     ("illegal_card", lambda s, c: rewrite(s, c, application_serial=bytes(2) + bytes.fromhex("02010000000009AF"))),
     ("key_version", lambda s, c: rewrite(s, c, key_set=9)),
     ("application_blocked", block),

@@ -72,13 +72,6 @@ class Till:
             desk.terminal.serve(Taps(lambda: self.card), lambda one: desk.recharger.recharge(one, fen))
 
 
-def foreign(t: Till) -> None:
-    neighbour = Enterprise(t.shop.folder)
-    assert neighbour.enterprise_id != ENTERPRISE
-    t.pay(card=neighbour.new_card())
-    neighbour.close()
-
-
 def full_counter(t: Till) -> None:
     class Full(Decorator):
         def transceive(self, command: bytes) -> bytes:
@@ -220,8 +213,8 @@ def listed(reason: Reason) -> Callable[[Till], None]:
 
 TILL: dict[Reason, Callable[[Till], None]] = {
     R.NO_APPLICATION: lambda t: t.pay(card=other_aid(t.card)),
-    R.FOREIGN_ENTERPRISE: foreign,
-    R.ILLEGAL_CARD: marked(issuer=issuer_id(8)),
+    R.FOREIGN_ENTERPRISE: marked(issuer=issuer_id(8)),
+    R.ILLEGAL_CARD: marked(application_serial=bytes(2) + bytes.fromhex("02010000000009AF")),
     R.CARD_REFUSED: stuck,
     R.CARD_BLOCKED: lambda t: t.pay(card=dead(t.card)),
     R.APPLICATION_BLOCKED: after(lambda t: block(t.shop, t.card)),

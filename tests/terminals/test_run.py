@@ -223,7 +223,7 @@ def test_a_till_with_a_fixed_amount_serves_whoever_comes(site: Site) -> None:
     till = site.start("--amount", "8", "--cashier", "kim")
     till.type().type("card other.img").type("card other.img").type("card foreign.img").type("card none.img").type()
     outcomes = [one.get("reason", one.get("balance_fen")) for one in till.events(5)]
-    assert outcomes == [12_00, "balance", "balance", "foreign_enterprise", 4_00]
+    assert outcomes == [12_00, "balance", "balance", "no_application", 4_00]
     assert till.end(signal.SIGINT) == 130
     text = till.until("消费成功 8.00, 余额 12.00")
     assert "拒绝: 余额不足 (balance)" in text
