@@ -30,7 +30,7 @@ from simulator.card import Card
 from simulator.rig import TRANSPORT_KEY
 from simulator.world import ENTERPRISE, PIN, Company
 
-ONECARD = [sys.executable, "-m", "cli"]
+ONECARD = [sys.executable, str(Path(__file__).parent.parent / "cli.py")]
 OFFICE_KINDS = (SamKind.RECHARGE, SamKind.ISSUING)
 """Terminals that need a line to the office."""
 PATIENCE_S = 30

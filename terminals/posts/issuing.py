@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -34,6 +35,7 @@ class Batch:
         self.acts: dict[int, Lending] = {}
         self.began = time.monotonic()
         self.issued = self.failed = self.busy = 0
+        self.told: set[int] = set()
         self.broken = False
         self.left: int | None = None
         self.begun: dict[str, str] = {}
@@ -41,7 +43,7 @@ class Batch:
     def progress(self) -> str:
         """How far it is, how fast, and how long it will take."""
         rate = self.issued / max(time.monotonic() - self.began, 0.001)
-        left = (self.left or 0) + self.busy - 1  # the one that is told just now
+        left = max((self.left or 0) + self.busy - len(self.told), 0)
         time_left = f", {left / rate:.0f} s left" if rate else ""
         return f"batch: {self.issued} issued, {self.failed} failed, {left} to go, {rate:.1f}/s{time_left}"
 
@@ -182,7 +184,7 @@ class IssuingPost:
     def _sign_on(self) -> None:
         self._terminal.sign_on(self._operator, self._secret("operator secret"))
 
-    def _answer(self, turn: Fields) -> Fields:
+    def _answer(self, turn: Fields, reader: int = CONTROL_READER) -> Fields:
         """What a turn asks of people."""
         match turn:
             case {"do": "pin", "member": str(member), "name": str(name)} if self._batch is None:
@@ -195,7 +197,7 @@ class IssuingPost:
                     append(self._terminal.desk.pin_sheet, f"{member},{digits}")
                 return {"pin": digits}
             case {"do": "issued" | "failed" as do}:
-                self._count(do, turn)
+                self._count(do, turn, reader)
                 return {}
         raise Refused("host_refused", f"the office asks for something unknown: {str(turn.get('do'))[:16]}")
 
@@ -225,7 +227,9 @@ class IssuingPost:
             batch = self._batch
             if batch is None:
                 raise Refused("no_wish", "no batch is under way: type batch")
-            act = batch.acts.get(reader) or self._terminal.begin(reader, self._answer, batch.wish)
+            act = batch.acts.get(reader) or self._terminal.begin(
+                reader, partial(self._answer, reader=reader), batch.wish
+            )
             batch.acts[reader] = act
             batch.busy += 1
         result: Fields | None = {}
@@ -237,17 +241,19 @@ class IssuingPost:
         finally:
             with self._lock:
                 batch.busy -= 1
+                batch.told.discard(reader)
                 if result is not None:  # over here, or broken off: the next card begins anew
                     batch.acts.pop(reader, None)
                     batch.left = result.get("left", batch.left)
                     batch.begun |= result.get("begun", {})
 
-    def _count(self, do: str, turn: Fields) -> None:
+    def _count(self, do: str, turn: Fields, reader: int) -> None:
         with self._lock:
             batch = self._batch
             if batch is not None:
                 batch.issued, batch.failed = batch.issued + (do == "issued"), batch.failed + (do == "failed")
                 batch.left = turn.get("left")
+                batch.told |= {reader} if do == "issued" else set()
             event = {key: value for key, value in turn.items() if key not in ("seq", "do")}
             if do == "issued":
                 self._done({key: event[key] for key in ("member", "name", "card") if key in event})
