@@ -219,6 +219,7 @@ def test_a_dead_line_ends(tmp_path: Path) -> None:
     made = queue(world, serial, 7_00)
     deliver, world.network.carry = world.network.carry, lambda *_: []  # type: ignore[method-assign]  # silence
     job = made
+    job = made
     for attempt in range(1, 4):
         [job] = world.server(attempts=3).run()
         assert job.attempts == attempt
