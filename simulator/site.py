@@ -203,7 +203,7 @@ class Site:
             self._configure(one)
             plan.append(
                 f'[[terminal]]\nserial = "{one.serial}"\nport = "{one.serial}/port"\n'
-                f'fingerprint = "{one.label["fingerprint"]}"\ncode_file = "{one.serial}/code"\n'
+                f'address = 1\nfingerprint = "{one.label["fingerprint"]}"\ncode_file = "{one.serial}/code"\n'
                 f'config = "{one.serial}.config"\nlists = ["list"]\ntests = ["line", "screen"]\n'
             )
         (self.folder / "site.toml").write_text("\n".join(plan))
@@ -238,7 +238,7 @@ class Site:
         """Publish what is staged and bring it to terminals over their lines."""
         self._write_list()
         for one in terminals:
-            self.run("terminal", "push", "list", "--port", f"{one.serial}/port")
+            self.run("terminal", "push", "list", "--port", f"{one.serial}/port", "--address", "1")
 
     def notes(self, one: Terminal) -> list[str]:
         """Codes of the notes in a journal that was collected."""
